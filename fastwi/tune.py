@@ -67,7 +67,8 @@ def main(argv: list[str]) -> int:
             if row.images_per_s is not None:
                 speeds.setdefault(row.engine, {})[row.members] = row.images_per_s
             progress.show(round(spent_s), round(BUDGET_S))
-    if speeds:  # else an earlier measurement stays
+    ignored = config.engine.deterministic  # whose kernels are slower
+    if speeds and not ignored:  # else an earlier measurement stays
         write_speeds(key, speeds)
     if request.flags.json:
         print(to_json({"key": key, "table": str(table_path()), "measured": list(map(asdict, rows))}, indent=1))
@@ -77,7 +78,9 @@ def main(argv: list[str]) -> int:
     for row in rows:
         print(f"{row.engine:<10}{row.members:>8}  {row.why if row.why else f'{row.images_per_s:,.0f}'}")
     best = fastest(speeds)
-    if best is not None:
+    if ignored:
+        print("engine.name: auto ignores speeds where engine.deterministic is on, so they are not kept")
+    elif best is not None:
         print(f"engine.name: auto takes {best[0]} here; kept in {table_path()}")
     return 0
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -355,8 +356,11 @@ def test_a_network_that_diverges_is_named_and_the_others_go_on(digits_directory,
     argv = [*sweep_file(tmp_path, digits_directory), "--axes.optimizer.learning_rate", "[0.05, 1.0e+30]"]
     argv += ["--sweep.children", "2", "--axes.experiment.k", "[1]"]
     assert main(argv) == 3
-    said = capsys.readouterr().err
-    assert "diverged: its training loss is nan in epoch 1" in said
+    said = capsys.readouterr()
+    assert "diverged: its training loss is nan in epoch 1" in said.err
+    assert "not there yet" not in said.out  # what would come of it never is
+    (summary,) = (tmp_path / "sweeps").glob("*/summary.md")
+    assert re.search(r"\d averages measured; 1 network diverged", summary.read_text())
     with Store.open(tmp_path / "store", create=False) as store:
         epochs = [m for m in store.measurements().values() if m.train_loss is not None]
     assert sum(m.train_loss == m.train_loss for m in epochs) == 1 + 2 * 2 + 2

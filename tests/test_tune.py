@@ -108,6 +108,19 @@ def test_an_earlier_measurement_stays_where_nothing_can_be_measured(monkeypatch,
     assert read_speeds(KEY) == {"loop": {1: 1.0}}
 
 
+def test_auto_ignores_speeds_where_the_engine_is_deterministic(monkeypatch, capsys):
+    """And those of its kernels, which are slower, are not taken where it is not."""
+    write_speeds(KEY, {"loop": {1: 1.0}})
+    monkeypatch.setattr(tune, "measure", lambda *_: [(tune.Measured("graph", 1, 9.0), 0.1)])
+    assert tune.main([*FLAGS, "--engine.deterministic=true"]) == 0
+    out = capsys.readouterr().out
+    assert "engine.deterministic" in out
+    assert "takes graph" not in out
+    assert read_speeds(KEY) == {"loop": {1: 1.0}}
+    assert tune.main(FLAGS) == 0
+    assert "takes graph" in capsys.readouterr().out
+
+
 def test_what_is_no_network_is_refused(capsys):
     """Not listed as a failure of every engine, as if it had been measured."""
     for more in ([], ["--dry-run"]):

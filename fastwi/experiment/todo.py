@@ -92,6 +92,11 @@ def is_lost(tree: Tree, lost: Collection[int], task: int) -> bool:
 
 def without_lost(tree: Tree, measured: "Mapping[MeasurementKey, Measurement]") -> "dict[MeasurementKey, Measurement]":
     """The measurements that count: an average may have been trained on before it was found to have diverged."""
-    lost = lost_with(tree, stopped_states(tree, measured.values()))
-    gone = {tree.measurement_key(task) for task in tree.tasks() if is_lost(tree, lost, task)} if lost else set()
+    gone = lost_measurements(tree, measured)
     return {key: m for key, m in measured.items() if key not in gone}
+
+
+def lost_measurements(tree: Tree, measured: "Mapping[MeasurementKey, Measurement]") -> set[MeasurementKey]:
+    """What the measurements of all that comes of diverged networks are, or would be, filed under."""
+    lost = lost_with(tree, stopped_states(tree, measured.values()))
+    return {tree.measurement_key(task) for task in tree.tasks() if is_lost(tree, lost, task)} if lost else set()

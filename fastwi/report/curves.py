@@ -14,8 +14,8 @@ from fastwi.config.time import AnyTime
 from fastwi.experiment.places import PointStates
 from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.tree import OWN
-from fastwi.report.drawing import style
-from fastwi.report.estimates import counted_text
+from fastwi.report.drawing import set_title, style
+from fastwi.report.estimates import counted_text, groups
 from fastwi.report.figures import numbered, save_figure
 from fastwi.report.rows import Measured
 from fastwi.report.summary import variant_text
@@ -39,15 +39,17 @@ def draw_run(planned: PlannedSweep, measurements: Measured, path: Path, subject:
     Losses that span much have a logarithmic axis.
     """
     only = list(zip(planned.points, planned.places, strict=True))
-    _draw([[only] * len(_METRICS)], measurements, list(_METRICS), path, subject)
+    title = f"{subject}\nthin: single networks; thick: their means"
+    _draw([[only] * len(_METRICS)], measurements, list(_METRICS), path, title)
 
 
 def draw_curves(planned: PlannedSweep, measurements: Measured, path: Path, subject: str) -> list[Path]:
     """Draw test accuracy over epochs, one panel a cell: k downwards, s across; networks thin, their means thick.
 
-    Means are over parents, of networks that are measured to their last epoch. Dashed: cloning and averaging. Each
-    combination of other axes and alpha has its files (PNG, PDF, SVG). Of many k, s or combinations a part is drawn.
-    Returns the PNGs' paths. Raises UserError where a file cannot be written.
+    Means are over parents, of networks that are measured to their last epoch; a panel's n is that of the averages,
+    and where it differs that of the others too. Dashed: cloning and averaging. Each combination of other axes and
+    alpha has its files (PNG, PDF, SVG). Of many k, s or combinations a part is drawn. Returns the PNGs' paths. Raises
+    UserError where a file cannot be written.
     """
     files = defaultdict[Any, dict[tuple[AnyTime, AnyTime], list[_Placed]]](lambda: defaultdict(list))
     for point, place in zip(planned.points, planned.places, strict=True):
@@ -108,8 +110,12 @@ def _draw(
         heading = ""
         if not metrics:
             e = points[0][0].config.experiment
-            whole = frame.filter(group="averages", recomputed=False, whole=True)
-            heading = f"k = {e.k}, s = {e.s}; {counted_text(whole)}"
+            whole = frame.filter(recomputed=False, whole=True)
+            averages = whole.filter(group="averages")
+            heading = f"k = {e.k}, s = {e.s}; {counted_text(averages)}"
+            parents = {group: rows["parent_seed"].n_unique() for (group,), rows in groups(whole, ["group"])}
+            other = [f"{group}: n = {n}" for group, n in parents.items() if n != averages["parent_seed"].n_unique()]
+            heading += f"\n{', '.join(other)}" if other else ""
         x = "epochs since initialisation" if row == down - 1 else ""
         y = _METRICS[metric] if metrics or not any(panels[row][:column]) else ""
         if _spans_much(metric, frame):
@@ -125,7 +131,7 @@ def _draw(
         Line2D([], [], color="0.3", marker="D", ls="", markerfacecolor="none", label="recomputed statistics")
     )
     figure.legend(handles=handles, loc="outside lower center", ncols=3 if across < 3 else 5, fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    set_title(figure, title, size=10)
     save_figure(figure, path, kinds=("png", "pdf") if metrics else ("png", "pdf", "svg"))
 
 
@@ -133,10 +139,11 @@ def _curves(points: Sequence[_Placed], measurements: Measured, metric: str, wind
     """A row a value of a network: its group (of `_COLOURS`), statistics, parent and number, the epochs done.
 
     `whole`: whether all values of the network are there and finite; else they are NaN. `window`: of the parent's past
-    a part alone, a quarter of the rest: all of it would flatten what matters.
+    a part alone, a quarter of the rest if there is a rest: all of it would flatten what matters.
     """
     some = points[0][1]
-    begin = some.k - max(1, int(some.tree.time(some.after_node) - some.k) // 4) if window else 0
+    rest = some.tree.time(some.after_node) - some.k
+    begin = some.k - max(1, int(rest) // 4) if window and rest else 0
     values = {}
     for point, place in points:
         # From the second round on, a child's states are those of its tuple alone.

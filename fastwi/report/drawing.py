@@ -1,6 +1,7 @@
 """Figures of studies: panels that are alike in all of them, and means with what they rest on."""
 
 import itertools
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -140,9 +141,11 @@ def draw_rows(
 
     found: the estimates of all labels, by treatment of batch norm. A mean without an interval is hollow.
     """
-    sheet = Sheet(1, 1, (inches, 0.36 * len(labels) + 1.9))
+    height = 0.36 * len(labels)
+    sheet = Sheet(1, 1, (inches, height + 1.9))
     axis = sheet.axes[0, 0]
-    style(axis, x, y)
+    # A label of y that is longer than the figure is high would be cut off.
+    style(axis, x, textwrap.fill(y, int((height + 1.1) / 0.06), break_long_words=False))
     for i, (treatment, estimates) in enumerate(found.items()):
         colour = TREATMENT_COLOURS[treatment]
         name = f"{treatment} batch-norm statistics"
@@ -196,5 +199,8 @@ def style(axis: Any, x: str = "", y: str = "", title: str = "", whole_x: bool = 
 
 
 def set_title(figure: Any, *lines: str, size: int = 9) -> None:
-    """Write a figure's title: those of `lines` that are not empty."""
-    figure.suptitle("\n".join(filter(None, lines)), fontsize=size)
+    """Write a figure's title: those of `lines` that are not empty. What is wider than the figure is wrapped."""
+    inches = figure.bbox.width / figure.dpi  # also of a part of a figure
+    most = int(inches / (0.0075 * size))  # characters
+    shown = [part for line in "\n".join(lines).split("\n") for part in textwrap.wrap(line, most)]
+    figure.suptitle("\n".join(shown), fontsize=size)

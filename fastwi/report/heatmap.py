@@ -142,8 +142,8 @@ def _draw_map(
         ):
             axis.text(x, y + up, text, ha="center", va="center", fontsize=size, color=colour, weight=weight)
     axis.set_facecolor("0.92")
-    axis.set_xticks(range(len(ss)), list(map(value_text, ss)))
-    axis.set_yticks(range(len(ks)), list(map(value_text, ks)))
+    axis.set_xticks(range(len(ss)), [f"{s:g}" for s in ss])
+    axis.set_yticks(range(len(ks)), [f"{k:g}" for k in ks])
     axis.set_xlabel(S_LABEL)
     axis.set_ylabel(K_LABEL)
     return axis.imshow(

@@ -21,7 +21,7 @@ from fastwi.experiment.planner import PlannedSweep
 from fastwi.experiment.resources import Resources
 from fastwi.experiment.todo import left_of
 from fastwi.population import Population
-from fastwi.report.progress import clock, cost_of, trained_images
+from fastwi.report.progress import clock, cost_of, trained_epochs, trained_images
 from fastwi.report.summary import Summary, count_of, value_text
 from fastwi.sealed import MANIFEST
 
@@ -45,13 +45,14 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
     """The tree, what it saves, and time and disk, measured on a few steps of its own. `yaml`: the configuration."""
     tree, points, keep = planned.tree, planned.points, planned.spec.options.keep
     left, lines = left_of(planned), tree_lines(planned)
-    epochs, naive = tree.count(tree.tasks())[0], naive_epochs(planned.places)
-    epochs_left, probes_left = tree.count(left)
-    images = sum(trained_images(planned, epoch) for epoch in left[:epochs_left])
+    epochs, naive = trained_epochs(tree, tree.epoch_nodes()), naive_epochs(planned.places)
+    nodes_left, probes_left = tree.count(left)
+    epochs_left = trained_epochs(tree, left[:nodes_left])
+    images = sum(trained_images(planned, epoch) for epoch in left[:nodes_left])
     seconds, sizes = _seconds(planned, left, resources), kept_bytes(planned, resources)
     rounds = [each for place in planned.places for each in place.rounds]
     ends = {node for each in rounds for node in (*each.end_nodes, *(node for node, _ in each.alone))}
-    starts = [(probe, tree.start_of(probe)) for probe in left[epochs_left:]]
+    starts = [(probe, tree.start_of(probe)) for probe in left[nodes_left:]]
     later = [probe for probe, node in starts if tree.is_epoch(node) and node not in ends]
     every = [probe for probe in later if not tree.treatment_of(probe).moving]  # those are for optimizer.ema_decay
     share = sum(cost_of(planned, task) for task in every) / max(1e-9, sum(cost_of(planned, task) for task in left))
@@ -86,13 +87,13 @@ def plan(planned: PlannedSweep, resources: Resources, directory: Path, yaml: str
     return Summary(values, [*(f"# {line}" for line in shown), yaml])
 
 
-def naive_epochs(places: Iterable[PointStates]) -> int:
+def naive_epochs(places: Iterable[PointStates]) -> int | float:
     """Epochs that would be trained if every point were run alone."""
-    total = 0.0
+    total: int | float = 0
     for place in places:
         further = sum(place.further([place.tree.keys[node] for node in (place.after_node, *place.last_nodes)]))
         total += place.tree.time(place.parent_node) + len(place.ends) * (place.end - place.k) + further
-    return round(total)
+    return round(total, 2)
 
 
 def tree_lines(planned: PlannedSweep) -> list[str]:
@@ -115,7 +116,9 @@ def tree_lines(planned: PlannedSweep) -> list[str]:
         if len(kept) > _MOST_NAMED:
             kept[8:-1] = ["..."]
         where = f", kept at epochs {', '.join(kept)}" if kept else ""
-        lines.append(f"{name}: {count_of(count, 'trajectory')}, {count_of(len(nodes), 'epoch')}{where}")
+        lines.append(
+            f"{name}: {count_of(count, 'trajectory')}, {count_of(trained_epochs(tree, nodes), 'epoch')}{where}"
+        )
     return lines
 
 

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from fastwi.config.time import epochs_of
 from fastwi.report.rows import ACCURACY, point_rows, row_name
 from fastwi.report.summary import count_of, value_text
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from fastwi.experiment.planner import PlannedSweep
     from fastwi.experiment.store import Measurement
+    from fastwi.experiment.tree import Tree
     from fastwi.report.run_directory import RunRecord
 
 _LINE_EVERY_S = 10.0
@@ -45,6 +48,14 @@ def trained_images(planned: "PlannedSweep", epoch: int) -> int:
     first = begun % tree.per_epoch[epoch]
     last = first + tree.iterations[epoch] - begun
     return min(last * batch, images if keep else images - images % batch) - first * batch
+
+
+def trained_epochs(tree: "Tree", nodes: Iterable[int]) -> int | float:
+    """The epochs of training that the states `nodes` take; of an epoch in part, its part."""
+    steps = Counter[int]()  # by the iterations of an epoch
+    for node in nodes:
+        steps[tree.per_epoch[node]] += tree.iterations[node] - tree.iterations[tree.before[node]]
+    return round(sum(epochs_of(done, per_epoch) for per_epoch, done in steps.items()), 2)
 
 
 def clock(seconds: float) -> str:
@@ -122,7 +133,9 @@ class TreeProgress(Progress):
         self._total = self._done + self._cost(left)
         self._tasks = self.tasks_done + len(left)
         self._bar.update(self._task, total=self._total)
-        epochs, probes = self._planned.tree.count(left)
+        tree = self._planned.tree
+        nodes, probes = tree.count(left)
+        epochs = trained_epochs(tree, left[:nodes])
         self._waiting["planned"] = f"{count_of(epochs, 'epoch')} to train, {count_of(probes, 'network')} to measure"
 
     def images(self, trained: int, evaluated: int) -> None:

@@ -15,9 +15,10 @@ from fastwi.config.sweep import SweepOptions
 from fastwi.config.write import sweep_to_yaml
 from fastwi.errors import CheckpointError, ConfigError
 from fastwi.experiment.planner import PlannedSweep
-from fastwi.experiment.todo import without_lost
+from fastwi.experiment.todo import lost_measurements
 from fastwi.experiment.tree import OWN, MeasurementKey
 from fastwi.files import locked_directory, write_text
+from fastwi.report.progress import trained_epochs
 from fastwi.report.rows import (
     COLUMNS,
     GAIN_COLUMNS,
@@ -68,12 +69,15 @@ class Results:
 def write_run(
     planned: PlannedSweep, paths: RunDirectory, store: "Store", dataset: str, failures: Sequence[str]
 ) -> Results:
-    """Write summary.md and the figure, where there is something for them. `failures`: what could not be done."""
+    """Write summary.md and the figure, where there is something for them, and the cost into the manifest.
+
+    `failures`: what could not be done.
+    """
     from fastwi.experiment.store.records import infinite_loss
     from fastwi.report.curves import draw_run
 
     point, place = planned.points[0], planned.places[0]
-    measured, missing = _measured(planned, store)
+    measured, missing, _ = _measured(planned, store)
     rows, averages = point_rows(point, place, measured), gains(planned, measured)
     tables, lines, problems = [], [], []
     if any(row["network"] == "average" for row in rows):
@@ -89,6 +93,7 @@ def write_run(
         if loss:
             fix = "lower optimizer.learning_rate, or give schedule.warmup_iterations"
             problems.append(f"{row_name(row)} diverged in epoch {row['epoch']}: {loss}; {fix}")
+    paths.note_cost(_cost(planned, measured))
     values = {"directory": str(paths.directory), "metrics": rows}
     summary = Summary(values, lines, tables, [*problems, *failures])
     return Results(paths.directory, tuple(summary.problems), rows_frame(rows), averages, missing, summary)
@@ -114,8 +119,9 @@ def write_sweep(
     # One process at a time: the manifest has the checksums of all other files. The store is read within its turn, or
     # of shards that end at once the one that read less might write last.
     with locked_directory(directory):
-        measured, missing = _measured(planned, store)
-        problems = sorted(m.divergence() for m in measured.values() if m.diverged)
+        measured, missing, left = _measured(planned, store)
+        diverged = [m for m in measured.values() if m.diverged]
+        problems = sorted(m.divergence() for m in diverged)
         frame = result_frame(planned, measured)
         averages = gains(planned, measured)
         begun = _manifest_of(directory)
@@ -126,7 +132,8 @@ def write_sweep(
         write_frame(frame, directory / "results.parquet", COLUMNS)
         write_frame(averages, directory / "gains.parquet", GAIN_COLUMNS)
         write_text(directory / "sweep.yaml", sealed_yaml(resolved))
-        write_text(directory / "summary.md", summary_markdown(spec, averages, len(points), missing))
+        networks = len({m.state for m in diverged})
+        write_text(directory / "summary.md", summary_markdown(spec, averages, len(points), left, networks))
         figures = list[Path]()
         if averages.height:
             subject = subject_of(spec, cards)
@@ -134,7 +141,7 @@ def write_sweep(
             figures += draw_curves(planned, measured, directory / "curves.png", subject)
         identity = hashlib.sha256(resolved.encode()).hexdigest()[:12]
         about = manifest(cards, resources.engine(config).resolved, identity, planned.networks)
-        about |= {INPUTS: planned.contents(), "cost": _cost(measured)}
+        about |= {INPUTS: planned.contents(), "cost": _cost(planned, measured)}
         if not worked and begun.get(INPUTS) == about[INPUTS] and begun.get("precision") == about["precision"]:
             about |= {name: begun[name] for name in _MADE_WITH if name in begun}
         drawn = [path.with_suffix(kind).name for path in figures for kind in (".png", ".svg")]
@@ -144,10 +151,10 @@ def write_sweep(
     counts = {"points": len(points), "measurements": len(measured), "missing": missing}
     names = ["results.parquet", "gains.parquet", "summary.md", *(path.name for path in figures)]
     line = f"{directory}: {', '.join(names)}"
-    line += f"; not there yet: {count_of(missing, 'measurement')}" if missing else ""
+    line += f"; not there yet: {count_of(left, 'measurement')}" if left else ""
     tables = [cell_table(averages)] if averages.height else []
     summary = Summary({"directory": str(directory), **counts}, [line], tables, [*problems, *failures])
-    late = [f"measurements that are not there yet: {missing:,}"] if missing else []
+    late = [f"measurements that are not there yet: {left:,}"] if left else []
     return Results(directory, tuple(summary.problems or late), frame, averages, missing, summary)
 
 
@@ -177,14 +184,20 @@ def _note_of(options: SweepOptions, notes: Path) -> Path:
     return notes / f"{options.name}-{hashlib.sha256(os.fsencode(here)).hexdigest()[:8]}.yaml"
 
 
-def _cost(measured: Measured) -> dict[str, float]:
+def _cost(planned: PlannedSweep, measured: Measured) -> dict[str, float]:
     """Epochs that were trained, and seconds of work for them and for all tests, whoever did it and when."""
-    trained = [m for m in measured.values() if m.train_loss is not None]
-    return {"trained_epochs": len(trained), "seconds": round(sum(m.seconds for m in measured.values()), 1)}
+    trained = (planned.tree.nodes[m.state] for m in measured.values() if m.train_loss is not None)
+    return {
+        "trained_epochs": trained_epochs(planned.tree, trained),
+        "seconds": round(sum(m.seconds for m in measured.values()), 1),
+    }
 
 
-def _measured(planned: PlannedSweep, store: "Store") -> "tuple[dict[MeasurementKey, Measurement], int]":
-    """The measurements that count, and how many are missing."""
+def _measured(planned: PlannedSweep, store: "Store") -> "tuple[dict[MeasurementKey, Measurement], int, int]":
+    """The measurements that count, how many are missing, and how many of these are not of what diverged."""
     wanted = planned.tree.measurement_keys()
-    measured = without_lost(planned.tree, store.measurements(wanted))
-    return measured, len(wanted) - len(measured)
+    found = store.measurements(wanted)
+    gone = lost_measurements(planned.tree, found)
+    measured = {key: m for key, m in found.items() if key not in gone}
+    missing = len(wanted) - len(measured)
+    return measured, missing, missing - len(gone)

@@ -56,7 +56,7 @@ class RunDirectory:
         """
         if not self.manifest.exists():
             return False
-        begun = read_sealed(self.manifest, f"delete {self.directory} to start this run again").get("identity")
+        begun = self._about().get("identity")
         config = planned.spec.base
         digest = planned.inputs_of(config).digest
         if begun == config_hash(config, digest):
@@ -71,6 +71,14 @@ class RunDirectory:
         change = network_change(self.manifest, planned.networks)
         what = "another configuration or dataset" if change is None else f"another network: {change}"
         raise CheckpointError(f"{self.directory}: holds a run of {what}; {fix}")
+
+    def _about(self) -> dict[str, Any]:
+        """What the manifest says."""
+        return read_sealed(self.manifest, f"delete {self.directory} to start this run again")
+
+    def note_cost(self, cost: Mapping[str, float]) -> None:
+        """Have the manifest say what the run has cost so far, beside what it was begun with."""
+        write_sealed(self.manifest, {**self._about(), "cost": cost})
 
     def shorter_run(self, planned: PlannedSweep) -> str:
         """A line on a directory beside this one that could go on as this run; empty: there is none.

@@ -132,7 +132,7 @@ class Summary:
             print(f"fastwi: error: {problem}", file=sys.stderr)
 
 
-def count_of(number: int, what: str) -> str:
+def count_of(number: int | float, what: str) -> str:
     """'1 pair', '1,200 pairs', '2 trajectories'."""
     many = f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
     return f"{number:,} {what if number == 1 else many}"

@@ -135,8 +135,13 @@ def _wins(rows: polars.DataFrame, column: str) -> str:
     return f"{100 * int((gains > 0).sum()) / len(gains):.0f}" if len(gains) else ""
 
 
-def summary_markdown(spec: SweepSpec, gains: polars.DataFrame, planned: int, missing: int = 0) -> str:
-    """What was swept, what is there of it, and the tables. `planned`: points; `missing`: measurements, as yet."""
+def summary_markdown(
+    spec: SweepSpec, gains: polars.DataFrame, planned: int, missing: int = 0, diverged: int = 0
+) -> str:
+    """What was swept, what is there of it, and the tables.
+
+    `planned`: points; `missing`: measurements that are not there yet; `diverged`: networks.
+    """
     options = spec.options
     lines = [f"# {options.name or 'Sweep'}", ""]
     lines += [f"- {path}: {', '.join(map(value_text, values))}" for path, values in spec.axes.items()]
@@ -145,6 +150,7 @@ def summary_markdown(spec: SweepSpec, gains: polars.DataFrame, planned: int, mis
         f"{options.tuple_size} averaged together ({options.tuples})"
     )
     part = f"; missing: {count_of(missing, 'measurement')}, so this is a part of the sweep" if missing else ""
+    part += f"; {count_of(diverged, 'network')} diverged, of which no gain is computed" if diverged else ""
     lines.append(f"- {gains.height:,} of {planned:,} averages measured{part}")
     for table in sweep_tables(gains):
         lines += ["", table.markdown().rstrip("\n")]

@@ -10,10 +10,13 @@ from drawn_measurements import made, spec_of
 from mappings import config_from_mapping
 
 from fastwi.config.read import config_from_yaml
+from fastwi.config.time import Time
 from fastwi.config.write import config_hash
 from fastwi.errors import CheckpointError, UserError
 from fastwi.experiment.planner import PlannedSweep, plan_run
 from fastwi.experiment.tree import OWN
+from fastwi.report.plan import naive_epochs
+from fastwi.report.progress import trained_epochs
 from fastwi.report.results import write_run
 from fastwi.report.run_directory import RunDirectory, RunRecord
 from fastwi.sealed import read_sealed
@@ -69,10 +72,26 @@ def test_what_was_trained_of_an_average_that_diverged_is_not_shown(tmp_path, see
     found[average] = dataclasses.replace(found[average], test_loss=math.nan)
     store = SimpleNamespace(measurements=lambda wanted: {key: found[key] for key in wanted})
     paths = RunDirectory(tmp_path)
-    results = write_run(planned, paths, store, "digits", [])
+    with paths.begun({"identity": "r"}, planned):
+        results = write_run(planned, paths, store, "digits", [])
     RunRecord(planned, store, paths).close()
     assert results.missing == len(place.after) == 2
     assert set(results.frame["stage"]) == {row["stage"] for row in rows_of(tmp_path)} == {
         "parent", "children", "interpolation"
     }  # fmt: skip
     assert [problem.partition(" in ")[0] for problem in results.problems] == ["average diverged"]
+
+
+def test_a_run_notes_what_it_cost(tmp_path, seed):
+    """Of epochs in part their part: two steps an epoch, three of the parent and two of each child."""
+    planned, found = made(spec_of({}, {"k": Time("1ep1it"), "s": 1, "after": 0}), seed)
+    store = SimpleNamespace(measurements=lambda wanted: {key: found[key] for key in wanted})
+    paths, config = RunDirectory(tmp_path), planned.spec.base
+    about = {"identity": config_hash(config, planned.inputs_of(config).digest), "commit": "a"}
+    for _ in range(2):  # the second time it is finished
+        with paths.begun(about, planned):
+            write_run(planned, paths, store, "digits", [])
+        cost = {"trained_epochs": 3.5, "seconds": float(len(found))}
+        assert read_sealed(paths.manifest, "") == {**about, "cost": cost}
+    assert paths.check(planned)
+    assert trained_epochs(planned.tree, planned.tree.epoch_nodes()) == naive_epochs(planned.places) == 3.5

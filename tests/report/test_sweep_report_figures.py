@@ -20,6 +20,7 @@ from fastwi.errors import UserError
 from fastwi.experiment.tree import OWN
 from fastwi.report import curves, figures, heatmap, tables
 from fastwi.report.claims import judge
+from fastwi.report.drawing import set_title
 from fastwi.report.estimates import SAME
 from fastwi.report.rows import gains
 
@@ -216,6 +217,42 @@ def test_curves(kept, tmp_path, seed):
         assert {line.get_xdata()[0] for line in axis.lines[6:]} == {k, k + s}
 
 
+def test_a_parent_without_children_is_drawn_from_its_first_epoch(kept, tmp_path, seed):
+    sweep, measurements = made(spec_of({}, {"k": 6, "s": 0, "after": 0}), seed)
+    curves.draw_curves(sweep, measurements, tmp_path / "c.png", "A sweep")
+    (axis,) = panels(kept["c.png"])
+    assert list(axis.lines[0].get_xdata()) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("values", [(0.5,), (0.25, 0.5)])
+def test_what_names_a_setting_is_not_cut_off(kept, tmp_path, seed, values):
+    """Names of keys are long."""
+    axes = {"experiment.continue_children": (True,), "experiment.children_rate_factor": values}
+    axes |= {"optimizer.learning_rate": values, "experiment.round_momentum": ("average",)}
+    sweep, measurements = made(spec_of(axes), seed)
+    heatmap.draw_gains(gains(sweep, measurements), tmp_path, "A sweep")
+    curves.draw_curves(sweep, measurements, tmp_path / "c.png", "A sweep")
+    assert len(kept) == 1 + len(values) ** 2
+    for name, figure in kept.items():
+        figure.draw_without_rendering()
+        for text in (figure._suptitle, figure.axes[0].yaxis.label):
+            shown = text.get_window_extent()
+            (low_x, low_y), (high_x, high_y) = shown.min, shown.max
+            assert min(low_x, low_y) >= 0, (name, text.get_text())
+            assert high_x <= figure.bbox.width, (name, text.get_text())
+            assert high_y <= figure.bbox.height, (name, text.get_text())
+
+
+def test_titles_of_parts_of_figures_are_wrapped_too():
+    figure = Figure(figsize=(8, 3))
+    left, _ = figure.subfigures(1, 2)
+    set_title(left, "a long title " * 10, "", "a short one", size=9)
+    figure.draw_without_rendering()
+    assert left._suptitle.get_window_extent().width <= left.bbox.width
+    assert left.get_suptitle().split() == ["a", "long", "title"] * 10 + ["a", "short", "one"]
+    assert left.get_suptitle().endswith("\na short one")
+
+
 def test_what_diverged_is_in_no_mean(kept, tmp_path, seed):
     """Its accuracy is that of a constant."""
     sweep, measurements = made(spec_of({}, parents=(0, 5)), seed)
@@ -224,7 +261,7 @@ def test_what_diverged_is_in_no_mean(kept, tmp_path, seed):
     measurements[key] = replace(measurements[key], test_loss=math.nan)
     curves.draw_curves(sweep, measurements, tmp_path / "c.png", "A sweep")
     (axis,) = panels(kept["c.png"])
-    assert "n = 1 parent, 1 pair" in axis.get_title()
+    assert "n = 1 parent, 1 pair\nparents: n = 2, children: n = 2" in axis.get_title()  # of whom there are means too
     expected = [measurements[state, OWN].test_accuracy for state in (first.average, *first.after)]
     assert list(axis.lines[2].get_ydata()) == pytest.approx(expected)
 
