@@ -44,7 +44,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("--writer", metavar="{" + ",".join(WRITERS) + "}", default="auto", help=writer)
     folder = parser.add_argument_group("for folder and cinic10")
     add = folder.add_argument
-    add("--size", type=int, metavar="N", help="resize every image to N x N pixels")
+    add("--size", type=int, metavar="N", help="resize every image to N x N pixels, without a crop")
     add("--with-valid", action="store_true", help="add valid/ to the training images")
     mode = (
         "pixels; or, for sets larger than memory, smart: JPEG files as they are, other images raw, so that nothing "

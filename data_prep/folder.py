@@ -141,6 +141,8 @@ class _FolderSplit:
                 raise UserError(f"{where}: {error}; {error.fix}") from error
             pixels_HWC, mode = image.pixels_HWC, self.options.write_mode
             height, width = pixels_HWC.shape[:2]
+            # Before some become JPEGs: a PNG made of a training JPEG, which is stored as it is, has the same pixels.
+            digest = blake2b(repr(pixels_HWC.shape).encode() + pixels_HWC.tobytes(), digest_size=16).digest()
             self.seen.size = self.seen.size or (height, width)
             if not self.options.keep_size and (height, width) != self.seen.size:
                 first = "{} x {}".format(*self.seen.size)
@@ -156,7 +158,6 @@ class _FolderSplit:
                 pixels_HWC = decode_jpeg(stored.data, height, width)
             else:
                 stored = StoredImage(RAW, height, width, pixels_HWC.tobytes())
-            digest = blake2b(repr(pixels_HWC.shape).encode() + pixels_HWC.tobytes(), digest_size=16).digest()
             self.seen.notes[path] = image.notes
             if not self.is_test:
                 self.seen.pixels.add(digest)

@@ -3,6 +3,7 @@
 Shapes: N images, H W in pixels, 3 channels.
 """
 
+import itertools
 import operator
 import os
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
     sizes = ["{} x {}".format(*split.images_NHWC.shape[1:3]) for split in splits.values()]
     if sizes[0] != sizes[1]:
         raise UserError(f"test: images of {sizes[1]} pixels, those of train have {sizes[0]}; resize them to one size")
+    _check_same_classes(_class_names(train), _class_names(test))
     classes = _classes(train, max(int(split.labels_N.max()) for split in splits.values()))
     sha256 = {name: content_sha256(splits[name].images_NHWC, splits[name].labels_N) for name in SPLITS}
     content = "\n".join([*sha256.values(), *classes]).encode()
@@ -141,8 +143,20 @@ def _check(where: str, images_NHWC: np.ndarray, labels_N: np.ndarray) -> None:
         raise UserError(f"{where}: {given}; {fix}")
 
 
+def _class_names(given: Any) -> tuple[str, ...]:
+    """The names that a dataset has for its classes; none where it has no names."""
+    names = getattr(given, "classes", None)
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
+
+
+def _check_same_classes(train: tuple[str, ...], test: tuple[str, ...]) -> None:
+    """Refuse two lists of names. An ImageFolder numbers the folders that it finds: a label would mean two classes."""
+    for label, (first, second) in enumerate(itertools.zip_longest(train, test)):
+        if train and test and first != second:
+            raise UserError(f"test: class {label} is {second!r}, in train {first!r}; give both the same classes")
+
+
 def _classes(train: Any, largest: int) -> tuple[str, ...]:
     """The names that the dataset has for its classes, else their numbers."""
-    names = getattr(train, "classes", None)
-    named = tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
+    named = _class_names(train)
     return named if all(named) and len(set(named)) == len(named) > largest else tuple(map(str, range(largest + 1)))

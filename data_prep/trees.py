@@ -14,6 +14,8 @@ from fastwi.files import open_plain
 # No image of a dataset is larger. An archive may claim to hold files that no memory could.
 MAX_FILE_BYTES = 1 << 28
 
+_IS_UTF_8 = 0x800  # the flag of a zip entry whose name is UTF-8
+
 
 @contextlib.contextmanager
 def open_tree(source: Path) -> Iterator["FileTree"]:
@@ -39,6 +41,14 @@ def join(*parts: str) -> str:
 def _check_size(where: str, size: int) -> None:
     if size > MAX_FILE_BYTES:
         raise UserError(f"{where}: has {size} bytes, too many for an image; remove it")
+
+
+def _entry_name(info: zipfile.ZipInfo) -> str:
+    """The name of a zip entry. macOS packs UTF-8 without the flag that says so, which zipfile reads as cp437."""
+    if not info.flag_bits & _IS_UTF_8:
+        with contextlib.suppress(UnicodeError):
+            return info.filename.encode("cp437").decode()
+    return info.filename
 
 
 class _FolderTree:
@@ -75,7 +85,7 @@ class _ZipTree:
         self._names: dict[str, dict[str, zipfile.ZipInfo | None]] = defaultdict(dict)  # None: a folder
         for info in archive.infolist():
             # Some programs for Windows write its own separators, others begin every name with ./
-            *folders, name = info.filename.replace("\\", "/").split("/")
+            *folders, name = _entry_name(info).replace("\\", "/").split("/")
             if ".." in (*folders, name) or "" in folders:
                 raise UserError(f"{source}: entry {info.filename!r} does not lie within the archive; repack it")
             parent = ""

@@ -567,6 +567,21 @@ def test_the_same_images_with_other_class_names_are_another_dataset(tmp_path):
     assert (card.name, card.classes) == ("arrays", tuple("0123"))
 
 
+@pytest.mark.parametrize("names", ["ac", "bac", "abcd"])
+def test_splits_whose_labels_stand_for_other_classes_are_refused(tmp_path, names):
+    """As torchvision's ImageFolder gives, where the folder of a class is missing in one split."""
+    train = Items(RGB[:3], np.arange(3), list("abc"))
+    test = Items(RGB[:2], np.arange(2), list(names))
+    line = refusal(UserError, write_memory, train, test, tmp_path)
+    assert line.startswith("test: class ")
+    label = next(n for n, name in enumerate(names) if name != "abc "[n])
+    assert f"class {label} is {names[label]!r}" in line
+    assert not any(tmp_path.rglob("*.beton"))
+    unnamed = RGB[:2], np.arange(2)
+    for alike in (Items(*unnamed, list("abc")), Items(*unnamed, []), unnamed):
+        assert read_card(write_memory(train, alike, tmp_path)).classes == ("a", "b", "c")
+
+
 @pytest.mark.parametrize("name", ["card.json", "train.beton", "train.digests", "test.beton"])
 @pytest.mark.parametrize("change", ["removed", "damaged"])
 def test_images_in_memory_are_written_again_where_a_file_of_them_is_not_whole(tmp_path, name, change):

@@ -199,6 +199,33 @@ def test_a_zip_whose_names_are_not_the_utf_8_that_it_says(tmp_path: Path) -> Non
     assert refusal(tmp_path, source).startswith(f"{source}: not a zip archive that can be read ")
 
 
+class MacEntry(zipfile.ZipInfo):
+    """An entry as macOS packs it: its name in UTF-8, without the flag that says so."""
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+        return self.filename.encode(), self.flag_bits
+
+
+def test_names_in_a_zip_of_macos_are_those_of_the_folder(tmp_path: Path) -> None:
+    """Read as cp437, they are not only odd: they sort in another order, so that labels differ from the folder's."""
+    _, _, files = two_splits()
+    for label, name in enumerate(("Dog", "caf\u00e9", "caf\u00e9s", "\u03b2", "\u732b")):
+        files = renamed(files, f"class{label}", name)
+    folder, packed = write_folder(tmp_path / "s", files), tmp_path / "s.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path, content in files.items():
+            archive.writestr(MacEntry(path), content)
+    with zipfile.ZipFile(packed) as archive:
+        assert "\u732b" not in "".join(archive.namelist())
+    cards = [read_card(prepare("folder", tmp_path / source.name[1:], source)) for source in (folder, packed)]
+    assert cards[0].classes == cards[1].classes
+    assert cards[0].sha256 == cards[1].sha256
+    # In the zips of DOS and of Windows the same names are in cp437.
+    dos = write_zip(tmp_path / "dos.zip", renamed(two_splits()[2], "class1", "caf+"))
+    dos.write_bytes(dos.read_bytes().replace(b"caf+", "caf\u00e9".encode("cp437")))
+    assert "caf\u00e9" in read_card(prepare("folder", tmp_path / "dos", dos)).classes
+
+
 def test_links_in_a_zip_are_refused_and_on_disk_followed(tmp_path: Path) -> None:
     train, test, files = two_splits()
     source = write_zip(tmp_path / "s.zip", files)

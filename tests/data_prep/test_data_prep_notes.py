@@ -79,6 +79,15 @@ def test_inks_profiles_and_leaks_are_counted_once(tmp_path: Path) -> None:
     assert read_card(tmp_path / "out").source.endswith(", 4 from CMYK by a plain formula")
 
 
+def test_a_leak_is_found_where_one_of_the_files_becomes_a_jpeg(tmp_path: Path) -> None:
+    _, _, files = two_splits()
+    files["train/class0/camera.jpg"] = encoded(picture(), "JPEG")
+    files["test/class0/converted.png"] = png(decode_jpeg(files["train/class0/camera.jpg"], 16, 16))
+    for write_mode in ("raw", "smart", "jpeg"):
+        [leak] = warned(tmp_path, files, write_mode=write_mode)
+        assert "test/class0/converted.png" in leak
+
+
 def test_the_same_bytes_in_another_shape_are_no_leak(tmp_path: Path) -> None:
     _, _, files = two_splits()
     for part, shape in (("train", (8, 18, 3)), ("test", (12, 12, 3))):
