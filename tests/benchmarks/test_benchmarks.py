@@ -15,7 +15,7 @@ from torch.autograd import DeviceType
 
 from benchmarks import device_check, evaluation, interpolation, kernel_times, memory, numbers, planning, runner, tune
 from benchmarks.output import cell, plot
-from benchmarks.peers import control
+from benchmarks.peers import beside, control
 from fastwi.engine.choose import ENGINES
 from fastwi.errors import UserError
 from fastwi.kernels.cpu import library
@@ -208,6 +208,7 @@ def test_commands_of_the_documents_are_accepted(name, arguments, monkeypatch):
     monkeypatch.setattr(runner, "Report", accept)
     monkeypatch.setattr(device_check, "_Check", accept)
     monkeypatch.setattr(control, "read", accept)
+    monkeypatch.setattr(beside, "read_run", accept)
     with pytest.raises(SystemExit) as stopped:
         importlib.import_module(f"benchmarks.{name}").main(arguments)
     assert stopped.value.code == 0

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import zipfile
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from stored_samples import read_beton
 
-from benchmarks.peers import control
+from benchmarks.peers import beside, control
 from data_prep import prepare
 from data_prep.digits import load_digits
 from fastwi.models.registry import build_model
@@ -83,3 +84,26 @@ def test_it_goes_on_as_if_it_had_not_been_stopped(source, tmp_path, monkeypatch)
     assert whole.startswith((tmp_path / "parts" / "epochs.jsonl").read_text())
     assert train(tmp_path / "parts") == whole
     assert len(set(whole.splitlines())) == 4
+
+
+def test_a_run_beside_the_control(tmp_path, capsys):
+    """The children's rows, and those with recomputed statistics, are no part of the curve."""
+    own = {"network": "parent", "batch_norm": "own"}
+    kinds = [own, own | {"network": "child"}, own | {"batch_norm": "recomputed"}]
+    rows = [
+        kind | {"epoch": epoch, "train_loss": 3.0 * epoch + i, "test_accuracy_%": 2.0 * epoch + i}
+        for epoch in range(1, 26)
+        for i, kind in enumerate(kinds)
+    ]
+    others = [{"epoch": epoch, "train_loss": 5.0 * epoch, "test_accuracy": 4.0 * epoch} for epoch in range(1, 23)]
+    run, theirs = tmp_path / "metrics.jsonl", tmp_path / "epochs.jsonl"
+    for path, lines in ((run, rows), (theirs, others)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    beside.main([str(run), str(theirs), "--out", str(tmp_path / "both.png")])
+    *_, at_20, means = (line.split("  ") for line in capsys.readouterr().out.splitlines())
+    assert [float(word) for word in at_20 if word] == [20, 60, 100, 40, 80]
+    name, *numbers = filter(None, means)
+    assert "13 to 22" in name  # the last ten epochs that both have
+    assert list(map(float, numbers)) == [52.5, 87.5, 35, 70]
+    with Image.open(tmp_path / "both.png") as figure:
+        assert figure.width > 1000
