@@ -46,8 +46,6 @@ def calibration_scores(
 
     The ensemble's output is the mean of their probabilities. Raises UserError for fewer than 2 images.
     """
-    if len(dataset) < 2:
-        raise UserError(f"calibration on {len(dataset)} images; give 2 or more")
     found = list[Calibration]()
     total_NK = torch.tensor(-math.inf, dtype=torch.float64, device="cpu")
     for log_NK in log_probabilities(engine, networks, dataset):
@@ -59,10 +57,15 @@ def calibration_scores(
 
 
 def calibration_of(log_NK: Tensor, labels_N: Tensor) -> Calibration:
-    """The calibration of a network that gave the log probabilities `log_NK` for images of the classes `labels_N`."""
+    """The calibration of a network that gave the log probabilities `log_NK` for images of the classes `labels_N`.
+
+    Raises UserError for fewer than 2 images: temperatures are fitted on one half and measured on the other.
+    """
     log_NK = log_NK.double().cpu()
     labels_N = labels_N.cpu()
     images = len(labels_N)
+    if images < 2:
+        raise UserError(f"calibration on {images} images; give 2 or more")
     p_NK = log_NK.exp()
     confidence_N, class_N = p_NK.max(dim=1)
     right_N = (class_N == labels_N).double()

@@ -179,8 +179,8 @@ class Evaluator:
 
         `build(first, last)` makes networks first .. last - 1 with averaged statistics. "averaged" measures them so,
         "recomputed" with statistics of their own weights. A negative variance, which extrapolation can give, is NaN
-        under "averaged": clamped it would be another network. copies: networks in memory for each one that is
-        measured.
+        under "averaged": clamped it would be another network. So is the error where the loss is NaN: outputs that are
+        NaN would count as the first class. copies: networks in memory for each one that is measured.
         """
         _check_treatments(treatments, recomputation)
         if not splits:
@@ -203,7 +203,8 @@ class Evaluator:
                 for split, dataset in splits.items():
                     scores = self.scores(members, dataset)
                     loss[split][treatment][first + kept] = scores.loss_M
-                    error[split][treatment][first + kept] = 100 - scores.accuracy_M
+                    wrong_M = np.where(np.isnan(scores.loss_M), np.nan, 100 - scores.accuracy_M)
+                    error[split][treatment][first + kept] = wrong_M
         return Measured(names, loss, error)
 
     def measure_sums(

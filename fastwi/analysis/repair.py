@@ -20,6 +20,7 @@ from torch import Tensor
 from fastwi.analysis.activations import images_of, run_together
 from fastwi.analysis.symmetry import Symmetry
 from fastwi.analysis.units import Layer
+from fastwi.data.noise import Stream, permutation
 from fastwi.data.resident import ResidentDataset
 from fastwi.errors import UserError
 from fastwi.population import Population
@@ -28,15 +29,20 @@ _TOGETHER = 8  # networks whose activations are in memory at one time
 _LEAST_DEVIATION = 1e-6  # of a unit that is taken to vary
 
 Moments = dict[str, tuple[Tensor, Tensor]]
-"""Mean and variance of each unit, float64 [M, C] each, by the node of the layer: the mean of each batch's."""
+"""Mean and variance of each unit, float64 [M, C] each, by the node of the layer: the mean of random batches'."""
 
 
 def measured_layers(symmetry: Symmetry) -> list[Layer]:
-    """The layers whose units are compared: all with weights but the last, and those that only norms follow."""
+    """The layers whose units are compared: all with weights but the last, and those that only norms follow.
+
+    Without layer norms over several axes, whose weights are not of a unit each.
+    """
     nodes = {node.name: node for node in symmetry.traced.graph.nodes}
-    norms = {layer.node for layer in symmetry.layers if layer.kind.endswith("norm")}
+    axes = {span.name: len(span.shape) for span in symmetry.layout.parameters}
+    layers = [each for each in symmetry.layers if each.kind != "layer norm" or axes.get(each.weight, 1) == 1]
+    norms = {layer.node for layer in layers if layer.kind.endswith("norm")}
     found = []
-    for layer in symmetry.layers:
+    for layer in layers:
         users = [user for user in nodes[layer.node].users if user.target is not getattr]  # such as of its dtype
         if not {user.name for user in users} <= norms and not any(user.op == "output" for user in users):
             found.append(layer)
@@ -150,7 +156,6 @@ def _moments(
         every_MC = torch.stack(values).movedim(axis, 1)
         variance_MC, mean_MC = (x_MC.double() for x_MC in torch.var_mean(every_MC.flatten(2), dim=2, correction=0))
         before = found.get(node, (torch.zeros_like(mean_MC), torch.zeros_like(mean_MC)))
-        share = len(values[0]) / len(dataset)
         found[node] = before[0] + share * mean_MC, before[1] + share * variance_MC
         if node not in targets:
             return values
@@ -161,6 +166,9 @@ def _moments(
         return (every_MC * scale + shift).movedim(1, axis).unbind()
 
     modules = [symmetry.module(members, m) for m in range(members.members)]
-    for images_NCHW in images_of(dataset):
+    # In a random order, the same for all: in a dataset of folders the images of a class follow each other.
+    order = torch.from_numpy(permutation(0, Stream.SUBSET, 1, len(dataset)).copy())
+    for images_NCHW in images_of(dataset.part(order)):
+        share = len(images_NCHW) / len(dataset)
         run_together(modules, images_NCHW, see)
     return found

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from fastwi.analysis.units import Layer, TiedUnits, Units
 from fastwi.engine.fuse import trace
 from fastwi.errors import UserError
+from fastwi.models.generators import seeded
 from fastwi.population import Layout, Population
 from fastwi.population.layout import Span
 
@@ -106,8 +107,11 @@ class Symmetry:
         Its logits may differ by a hundredth of the largest one: a GPU's convolutions may be in TF32.
         """
         permuted = self.permute(population[:1], self.random(1, seed))
-        # A network may change its images in place.
-        logits_NK, moved_NK = (self.module(each, 0)(images_NCHW.clone()) for each in (population, permuted))
+        found = list[Tensor]()
+        for each in (population, permuted):
+            with seeded(0, images_NCHW.device):  # what a network draws in evaluation is the same for both
+                found.append(self.module(each, 0)(images_NCHW.clone()))  # it may change its images in place
+        logits_NK, moved_NK = found
         apart, size = float((moved_NK - logits_NK).abs().max()), float(logits_NK.abs().max())
         if not apart <= 1e-2 * size:
             raise UserError(

@@ -271,7 +271,8 @@ def _not_a_tie(frames: Frames, rows: polars.DataFrame, treatment: str) -> list[s
         reasons.append(f"claim 1 fails: the average does not gain ({gain:+.2f} points)")
     there = _finite(rows, "barrier_error_linear_points", "gain_mean_points")
     barrier = polars.col("barrier_error_linear_points")
-    at_middle = there.filter(barrier > _SAME, (barrier + polars.col("gain_mean_points")).abs() < _SAME).height
+    # Or higher there than the barrier: of an even number of places none is the middle, which the gain is taken at.
+    at_middle = there.filter(barrier > _SAME, barrier + polars.col("gain_mean_points") < _SAME).height
     if 2 * at_middle > there.height:
         where = f"the barrier of {at_middle} of {count_of(there.height, 'pair')} is highest at the middle"
         reasons.append(f"{where}, where it is the gain with the other sign by definition")

@@ -36,7 +36,7 @@ _INT, _TEXT, _LIST = polars.Int64, polars.String, polars.List(polars.Float64)
 
 COLUMNS = {
     "k": Column("epochs", "epochs that the parent trained before cloning; null for the parent's own epochs", _INT),
-    "s": Column("epochs", "epochs that each child trained before averaging; null for epochs before that", _INT),
+    "s": Column("epochs", "epochs that each child trained before averaging; null before the first average", _INT),
     "alpha": Column("1", "weight of the second child in the average; null: the plain mean, or no average"),
     "parent_seed": PAIR_COLUMNS["parent_seed"],
     "pair": Column("", "which tuple of the parent's children was averaged, from 0; null where not one alone", _INT),
@@ -295,15 +295,18 @@ def _spans(
         for treatment in every(node) if done[node] else ():
             yield None, None, None, seed, None, *parent, "parent", None, None, node, 0, treatment
     name = config_hash(config, digest)
-    mean = (k, s, point.alpha, seed, point.tuple_index, "average", None)
+    of_average = point.alpha, seed, point.tuple_index
+    mean = (k, s, *of_average, "average", None)
     for at, each in enumerate(place.rounds, 1):
         number, average = at if many else None, done[each.average_node]
+        # From the second round on children are of one average, as its own tuple's.
+        of = (None, None, seed, None) if at == 1 else (s, *of_average)
         lasts = place.last_nodes if each is place.rounds[-1] else each.end_nodes
         for child, noise, *nodes in zip(numbers, seeds.child_noise, each.end_nodes, lasts, strict=True):
             for last in dict.fromkeys(nodes):  # a child that is averaged within an epoch may go on past it
                 span = "children", number, None, last, each.first
                 for treatment in every(last) if done[last] > each.first else ():
-                    yield k, None, None, seed, None, "child", child, noise, *span, treatment
+                    yield k, *of, "child", child, noise, *span, treatment
         for node, treatments in each.alone if not place.recomputed else ():
             for treatment in treatments.keys() - {OWN}:
                 yield None, None, None, seed, None, *parent, "parent", None, None, node, done[node] - 1, treatment
@@ -313,7 +316,7 @@ def _spans(
                 # Else it is measured after the network's last epoch.
                 if (treatment != OWN and not place.recomputed) or not average:
                     network = ("child", child, noise) if s else parent
-                    yield k, s, None, seed, None, *network, at_end, number, None, end, average - 1, treatment
+                    yield k, s, *of[1:], *network, at_end, number, None, end, average - 1, treatment
     for treatment in every(place.after_node) if done[place.after_node] > average else ():
         yield *mean, seeds.average_noise, "after", number, name, place.after_node, average, treatment
 
@@ -327,13 +330,15 @@ def _over_time_spans(
         node, number = average.node, average.round + 1 if many else None
         names: tuple[Any, ...] = (None, None, None, seed, None, "parent", None, seeds.parent_noise)
         names += ("parent", None, None)
+        whole = place.k, place.s, point.alpha, seed, point.tuple_index
         if average.network == "child":
             noise = seeds.child_noise[average.child]
             child = "child", numbers[average.child], noise
-            names = (place.k, None, None, seed, None, *child, "children", number, None)
+            of = whole if average.round else (place.k, None, None, seed, None)
+            names = (*of, *child, "children", number, None)
         elif average.network == "average":
-            whole = place.k, place.s, point.alpha, seed, point.tuple_index, "average", None, seeds.average_noise
-            names = (*whole, "after", number, config_hash(point.config, digest))
+            name = config_hash(point.config, digest)
+            names = (*whole, "average", None, seeds.average_noise, "after", number, name)
         for treatment in average.treatments.values():
             yield *names, node, place.tree.iterations[node] - 1, treatment.name, average.name
 

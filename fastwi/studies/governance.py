@@ -119,11 +119,11 @@ def _quantities(bench: Bench, pair: Pair) -> dict[str, float | None]:
     test, _ = bench.part(pair.config, "test")
     how = bench.how(pair)
     evaluator = how["evaluator"]
-    networks = opened.states([*place.ends, place.clone, place.average])
+    networks = opened.states([*place.ends, place.clone])
     count = len(place.ends)
     children = networks[:count]
-    parent = networks[count : count + 1]
-    average = networks[count + 1 :]
+    parent = networks[count:]
+    mean = analysis.uniform_soups(children, [range(count)])  # the sweep's average may be at another alpha
     two = list(itertools.combinations(range(count), 2))
     first, second = zip(*two, strict=True)
     weights = analysis.weight_distances(children, parent)
@@ -139,7 +139,7 @@ def _quantities(bench: Bench, pair: Pair) -> dict[str, float | None]:
         "displacement_cosine": _mean(weights.cosine_CC[first, second]),
         "disagreement_%": _mean(functions.disagreement_CC[first, second]),
         "kl_nats": _mean(functions.kl_CC[first + second, second + first]),
-        "tangent_departure": analysis.finite(analysis.tangent_departure(evaluator, children, average, test)),
+        "tangent_departure": analysis.finite(analysis.tangent_departure(evaluator, children, mean, test)),
         "parent_accuracy_%": bench.accuracy(place.clone),
         "children_accuracy_%": _mean([end.test_accuracy for end in ends]),
         "children_train_loss_nats": _mean([end.train_loss for end in ends]) if pair.s else None,

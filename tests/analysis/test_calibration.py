@@ -115,3 +115,5 @@ def test_members_and_their_ensemble(seed):
     one = dataset_from_arrays(images[:1], [0], [0.5] * 3, [0.25] * 3, "cpu")
     with pytest.raises(UserError, match="1 images"):
         calibration_scores(evaluator, networks, one)
+    with pytest.raises(UserError, match="1 images"):
+        found_for([[0.0, -5.0]], [0])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from analytic_networks import PLAIN, Bowl, constant_images, population_of
+from analytic_networks import PLAIN, Bowl, Costs, constant_images, population_of
 from torch import nn
 from torch.nn import functional
 
@@ -14,6 +14,7 @@ from fastwi.analysis import (
     Evaluator,
     Recomputation,
     Symmetry,
+    barrier_of,
     calibration_scores,
     dataset_from_arrays,
     evaluate_line,
@@ -149,6 +150,26 @@ def test_every_member_is_recomputed_on_the_same_draws(seed, arrays):
     for others in ({"noise": Noise(seed + 1)}, {"epoch": 1}):
         other = evaluator.recompute(population, replace(draws, **others))
         assert not torch.equal(first.statistics_MQ[0], other.statistics_MQ[0])
+
+
+class Rooted(Costs):
+    """Its cost is not defined where its two weights have different signs."""
+
+    def __init__(self, w_D) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w_D))
+
+    def cost(self):
+        return self.w.prod().sqrt()
+
+
+def test_a_network_whose_outputs_are_nan_has_no_error(seed):
+    """Between two sound ones; NaN would be the prediction of the first class, which is right here."""
+    evaluator, pair = population_of(Rooted, [1.0, 3.0], [-3.0, -1.0])
+    line = evaluate_line(evaluator, pair, {"all": constant_images()}, [0, 0.5, 1])
+    for table in (line.loss, line.error):
+        assert np.isfinite(table["all"]["averaged"]).tolist() == [True, False, True]
+    assert np.isnan(barrier_of(line, "all").error)
 
 
 def test_arrays_become_a_dataset(arrays):

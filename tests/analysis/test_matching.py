@@ -26,6 +26,7 @@ from fastwi.analysis import (
     uniform_soups,
     variance_ratios,
 )
+from fastwi.data.noise import Stream, permutation
 from fastwi.errors import UserError
 from fastwi.models.registry import build_model
 from fastwi.population import Population
@@ -169,7 +170,8 @@ def test_repair_without_batch_norm(name, seed):
     assert lines.cosine(1) == pytest.approx(cosine, rel=1e-9)
     batches = dataset_of(seed, 70, 16)  # a batch of 50 images and one of 20
     of_batches = moments_of(symmetry, members, batches)
-    first, rest = (moments_of(symmetry, members, batches.part(part)) for part in torch.arange(70).split(50))
+    order = torch.from_numpy(permutation(0, Stream.SUBSET, 1, 70).copy())
+    first, rest = (moments_of(symmetry, members, batches.part(part)) for part in order.split(50))
     for node, moments in of_batches.items():
         for whole, one, other in zip(moments, first[node], rest[node], strict=True):
             torch.testing.assert_close(whole, (50 * one + 20 * other) / 70)
@@ -236,6 +238,86 @@ def test_moments_of_units_on_the_last_axis(seed):
             expected = torch.var_mean(units.double(), dim=(0, 1), correction=0)
             for moment_MC, expected_C in zip(found[node], expected[::-1], strict=True):
                 torch.testing.assert_close(moment_MC[m], expected_C, rtol=1e-4, atol=1e-5)
+
+
+class Rows(Tokens):
+    """The same with the places of all images on one axis, behind the embedding."""
+
+    def forward(self, x):
+        x = self.norm(self.embed(x).flatten(2).transpose(1, 2).reshape(-1, 5))
+        return self.last(self.hidden(x.relu()).relu().reshape(-1, 4, 6).mean(1))
+
+
+def hidden_of(module, x):
+    """Variance and mean of the units of the layer `hidden`, float64 [C] each."""
+    found = []
+    module.hidden.register_forward_hook(lambda _, __, y_NC: found.append(y_NC.flatten(0, -2).double()))
+    module(x)
+    return torch.var_mean(found[0], dim=0, correction=0)
+
+
+@pytest.mark.parametrize("network", [Small, Tokens, Rows])
+def test_moments_of_images_in_the_order_of_their_classes(network, seed):
+    """As folders of images are: units vary over all of them, not over those of a batch."""
+    images_NHWC = np.random.default_rng(seed).integers(0, 64, (400, 8, 8, 3), dtype=np.uint8)
+    labels_N = np.arange(400) // 100
+    images_NHWC += (60 * labels_N).astype(np.uint8)[:, None, None, None]
+    dataset = dataset_from_arrays(images_NHWC, labels_N, [0.5] * 3, [0.25] * 3, "cpu")
+    (x,) = images_of(dataset, 400)
+    symmetry, members = members_of(network, [seed, seed + 1])
+    ends = moments_of(symmetry, members, dataset)
+    repaired = rescaled(symmetry, members.combine([[0.5, 0.5]]), ends, [(0, 1)], [0.5], dataset)
+    three = Population.gather([(members, 0), (members, 1), (repaired, 0)])
+    a, b, middle = (hidden_of(symmetry.module(three, m), x) for m in range(3))
+    for m, (variance_C, mean_C) in enumerate((a, b)):
+        torch.testing.assert_close(ends["hidden"][0][m], mean_C, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ends["hidden"][1][m], variance_C, rtol=0.1, atol=1e-4)
+    torch.testing.assert_close(middle[0].sqrt(), (a[0].sqrt() + b[0].sqrt()) / 2, rtol=0.2, atol=1e-2)
+
+
+class Normed(Small):
+    """A layer norm over channels, height and width, as many of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.hidden = nn.Conv2d(3, 6, 3), nn.LayerNorm((6, 6, 6)), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.hidden(torch.tanh(self.norm(self.conv(x))).mean((2, 3)))))
+
+
+def test_a_layer_norm_over_several_axes_is_not_repaired(seed):
+    symmetry, members = members_of(Normed, [seed, seed + 1])
+    dataset = dataset_of(seed)
+    ends, middle = moments_of(symmetry, members, dataset), members.combine([[0.5, 0.5]])
+    assert list(ends) == ["conv", "hidden"]
+    found = rescaled(symmetry, middle, ends, [(0, 1)], [0.5], dataset)
+    for name, before in middle.parameters(0).items():
+        assert torch.equal(found.parameters(0)[name], before) == name.startswith(("norm", "last"))
+
+
+class Noisy(Small):
+    """Draws in evaluation mode too."""
+
+    def forward(self, x):
+        return super().forward(x + torch.randn_like(x))
+
+
+def test_what_networks_draw_in_evaluation_is_the_same_for_all(seed):
+    symmetry, members = members_of(Noisy, [seed, seed + 1, seed])
+    dataset = dataset_of(seed)
+    before = torch.get_rng_state()
+    moments = moments_of(symmetry, members, dataset)
+    for node, moment in moments.items():
+        for found_MC, again_MC in zip(moment, moments_of(symmetry, members, dataset)[node], strict=True):
+            assert torch.equal(found_MC, again_MC)
+            assert torch.equal(found_MC[0], found_MC[2])
+            assert not torch.equal(found_MC[0], found_MC[1])
+    permuted = symmetry.permute(members[:1], symmetry.random(1, seed))
+    both = Population.gather([(members, 0), (permuted, 0)])
+    orders = match_activations(symmetry, both, [(0, 1)], dataset)
+    assert torch.equal(symmetry.permute(permuted, orders).weights_MP, members[:1].weights_MP)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Negated(Small):

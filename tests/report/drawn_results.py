@@ -55,7 +55,10 @@ def gains_frame(
 def barrier_frame(
     rng: np.random.Generator, slope: float, spread: float = 1.0, parents: int = 6, pairs: int = 4
 ) -> polars.DataFrame:
-    """Barriers of 0 to 20 points on two splits, and gains that are `slope` of them, give or take `spread`."""
+    """Barriers of 0 to 20 points on two splits, and gains that are `slope` of them and up to twice `spread`.
+
+    So that of slope -1 no error at the middle is above the barrier.
+    """
     rows = list(product(range(parents), range(pairs), ("train", "test"), ("averaged", "recomputed")))
     frame = polars.DataFrame(rows, schema=["parent_seed", "pair", "split", "batch_norm"], orient="row")
     frame = frame.select(polars.lit(1).alias("k"), polars.lit(1).alias("s"), polars.all())
@@ -65,7 +68,7 @@ def barrier_frame(
     return frame.with_columns(
         polars.Series("barrier_error_linear_points", barriers),
         polars.Series("barrier_error_points", barriers + rng.uniform(0, 3, len(rows))),
-        polars.Series("gain_mean_points", slopes * barriers + spread * rng.uniform(-1, 1, len(rows))),
+        polars.Series("gain_mean_points", slopes * barriers + spread * rng.uniform(0, 2, len(rows))),
     )
 
 

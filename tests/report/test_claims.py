@@ -271,6 +271,15 @@ def test_claim_4_needs_a_gain_and_barriers_that_are_not_that_gain(seed, gain, at
         assert all(reason in finding.facts["note"] for reason in reasons)
 
 
+def test_claim_4_where_the_middle_is_none_of_the_places(seed):
+    """As of the default's 30: the error at the middle, which the gain is of, may be above the barrier."""
+    frame = barrier_frame(np.random.default_rng(seed), -1.0)
+    frame = frame.with_columns(gain_mean_points=-1.001 * polars.col("barrier_error_linear_points"))
+    found = claim(4, gains_frame(np.random.default_rng(seed), gain=3.0), barrier=frame)
+    assert found.verdict == NOT_SETTLED
+    assert all("24 of 24 pairs" in finding.estimate.note for finding in found.found.findings if finding.verdict)
+
+
 @pytest.mark.parametrize("gain", [-3.0, 3.0])
 def test_claim_4_checks_the_gain_that_the_sweep_did_not_measure(seed, gain):
     """With sweep.measure: [own] the study alone has it under recomputed statistics."""

@@ -218,6 +218,7 @@ def plain_table(sweep, measurements):
         common = {path: values[path] for path in other_axes(spec)} | {"parent_seed": point.parent}
         many = any(each.config.experiment.rounds > 1 for each in sweep.points)
         none = dict.fromkeys(("k", "s", "alpha", "pair", "child", "point", "round", "over_time"))
+        later = {"s": s, "alpha": point.alpha, "pair": point.tuple_index}  # from the second round on
         parent = {"network": "parent", "noise": point.parent}
 
         def every(state, epoch, place=place, **facts):
@@ -241,13 +242,13 @@ def plain_table(sweep, measurements):
             spans += [(e.rounds, (ends[-1], ends[-1] + after))] if e.continue_children else []
             times = [(at, epoch) for at, span in spans for epoch in ends_of(*span)]
             for (at, epoch), state in zip(times, states, strict=True):
-                of = {"round": at if many else None}
+                of = {"round": at if many else None} | (later if at > 1 else {})
                 every(state, epoch, **(common | none | child | of | {"stage": "children"}))
             who = child if s else parent
             for number, each in enumerate(place.rounds, 1):
                 end = place.tree.keys[each.end_nodes[i]]
                 at = {"k": k, "s": s, "stage": "interpolation", "epoch": ends[number]}
-                at |= {"round": number if many else None}
+                at |= {"round": number if many else None} | (later if number > 1 else {})
                 for treatment in each.treatments.keys() - {OWN} if not (place.recomputed and k + s) else ():
                     see(end, treatment, **(common | none | who | at))
                 if s == k == 0:
@@ -270,7 +271,7 @@ def plain_table(sweep, measurements):
             if each.network == "child":
                 number = child_tuples(spec)[point.tuple_index][each.child]
                 about |= {"child": number, "noise": point.parent * 1_000_000 + number}
-                about["round"] = each.round + 1 if many else None
+                about |= {"round": each.round + 1 if many else None} | (later if each.round else {})
             epoch = place.tree.iterations[each.node] / PER_EPOCH
             for treatment in each.treatments.values():
                 see(place.tree.keys[each.node], treatment.name, epoch, **(common | about | {"over_time": each.name}))

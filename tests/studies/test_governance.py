@@ -110,6 +110,21 @@ def test_of_three_children_the_mean_over_all_two_of_them(digits_directory, tmp_p
     assert row["learning_rate"] == pytest.approx(0.005)
 
 
+def test_the_tangent_regime_is_of_the_plain_mean_whatever_alpha_is(opened, digits_directory, tmp_path_factory):
+    flags = (
+        "--axes.experiment.k", "[1]", "--axes.experiment.s", "[1]", "--sweep.parents", "[0]",
+        "--sweep.alphas", "[0.25]", "--experiment.after", "0",
+    )  # fmt: skip
+    with studied_sweep(digits_directory, tmp_path_factory, *flags) as sweep:
+        (row,) = measured("governance", sweep, alphas=3, treatments=("averaged",))["pairs"].rows(named=True)
+        test = sweep.resources.splits(sweep.planned.points[0].config)[1]
+        a, b = (state_of(sweep, key) for key in sweep.planned.places[0].ends)
+        a_NK, b_NK, mean_NK = (logits(sweep, state, test) for state in (a, b, mean_state([a, b])))
+    off_N, spread_N = (np.linalg.norm(each, axis=1) for each in (mean_NK - (a_NK + b_NK) / 2, (a_NK - b_NK) / 2))
+    assert row["alpha"] == 0.25
+    assert row["tangent_departure"] == pytest.approx(off_N.mean() / spread_N.mean(), rel=2e-3)
+
+
 def test_correlations_are_those_of_scipy(frames):
     pairs, found = frames["pairs"], frames["correlations"]
     checked = 0
