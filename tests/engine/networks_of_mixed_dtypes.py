@@ -35,6 +35,14 @@ class PositionBuffer(_Patches):
         return super().tokens(x_NCHW) + self.positions
 
 
+class PositionProduct(PositionBuffer):
+    """Attention to positions: a product with the buffer, which autocast casts and engine `stacked` does not."""
+
+    def tokens(self, x_NCHW: Tensor) -> Tensor:
+        tokens = super().tokens(x_NCHW).to(x_NCHW.dtype)
+        return tokens + tokens @ (self.positions.t() @ self.positions)
+
+
 class MadeInForward(_Patches):
     """A ramp over the tokens, made in forward."""
 

@@ -31,7 +31,7 @@ def run(network: str, data: Path, directory: Path, precision: str, *more: str) -
         ("MixesItself", ["--dry-run"], ["bfloat16", "layer mixed:", "engine.precision fp32"]),
         ("MixesItself", [], ["bfloat16", "layer mixed:", "engine.precision fp32"]),
         ("MixesMeasured", [], ["bfloat16", "in its forward", "engine.precision fp32"]),
-        ("PositionBuffer", ["--engine.name=stacked"], ["bfloat16", "engine.name stacked", "engine.name loop"]),
+        ("PositionProduct", ["--engine.name=stacked"], ["bfloat16", "engine.name stacked", "engine.name loop"]),
         ("Checkpointed", [], ["torch.utils.checkpoint", "give compile"]),
     ],
 )
@@ -65,9 +65,16 @@ def test_a_sweep_refuses_it_too(digits_directory, tmp_path, capsys, more):
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("network", "precision"), [("MixesItself", "fp32"), ("PositionBuffer", "bf16")])
-def test_what_can_be_run_is_not_refused(digits_directory, tmp_path, network, precision):
-    more = ["--schedule.at_average=restart"]  # counts from iterations that the trial lacks
+@pytest.mark.parametrize(
+    ("network", "precision", "engine"),
+    [
+        ("MixesItself", "fp32", "auto"), ("PositionBuffer", "bf16", "auto"), ("PositionBuffer", "bf16", "stacked"),
+        ("PositionProduct", "bf16", "auto"),
+    ],
+)  # fmt: skip
+def test_what_can_be_run_is_not_refused(digits_directory, tmp_path, network, precision, engine):
+    # The schedule counts from iterations that the trial lacks.
+    more = ["--schedule.at_average=restart", f"--engine.name={engine}"]
     assert run(network, digits_directory, tmp_path, precision, "--dry-run", *more) == 0
     assert run(network, digits_directory, tmp_path, precision, *more) == 0
 
