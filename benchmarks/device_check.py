@@ -8,8 +8,9 @@ what it has printed and written is kept. In the output directory results.json ho
 archive the logs, JSON files, pictures and the GPU's clocks of a run. Exit codes: 0 all passed (steps that need a
 missing GPU or tool are left out), 1 one failed or was cut off, 2 bad use.
 
-Steps need torch, NumPy, Triton and joblib; tests need pytest, hypothesis and torchvision too. Wheels in build/wheels
-are installed for the steps alone; for Python 3.12 on a machine without a network they are fetched by, for instance,
+Steps need torch, NumPy, Triton, joblib and safetensors, and for pictures matplotlib; tests need pytest, hypothesis
+and torchvision too. Wheels in build/wheels are installed for the steps alone; for Python 3.12 on a machine without a
+network they are fetched by, for instance,
 
     pip download --only-binary=:all: --python-version 3.12 --implementation cp --platform manylinux_2_17_x86_64 \
         -d build/wheels joblib hypothesis

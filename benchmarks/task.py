@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks.runner import Case
 from fastwi.config.schema import Config, DataConfig, EngineConfig, ModelConfig, OptimizerConfig
-from fastwi.data.card import read_card
 from fastwi.data.noise import Noise, Stream, permutation
 from fastwi.data.resident import ResidentDataset, random_images, require_resident
-from fastwi.data.split import open_split
 from fastwi.engine.choose import build_engine, build_network
 from fastwi.engine.device import resolve_dtype
 from fastwi.kernels.augment import augment_reference
@@ -115,6 +113,9 @@ def load(
     """`images` of a dataset in a directory (0: all), or RANDOM ones; their mean and standard deviation by channel."""
     if data == RANDOM:
         return random_images(images, device, seed=sum(split.encode())), (0.5,) * 3, (0.25,) * 3
+    from fastwi.data.card import read_card  # both import pydantic, which a machine with a GPU may lack
+    from fastwi.data.split import open_split
+
     card, kept = read_card(data), DataConfig(streaming="resident", train_images=images, test_images=images)
     dataset = require_resident(open_split(Path(data), split, card, kept, device), "benchmarks")
     return dataset, card.mean, card.std
