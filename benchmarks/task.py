@@ -73,6 +73,17 @@ class Task:
         """bf16 autocast where the device computes in bf16, else nothing."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
+    def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """torch.compile with Inductor's `options`, for stock networks in channels-last order.
+
+        On a GPU Inductor gives that order up where no layer has more than 64 channels. It is told to keep it, as
+        fastwi tells it (`fastwi.engine.device.compiled`).
+        """
+        if self.device.type == "cuda":
+            options["force_layout_optimization"] = True
+        made: Callable[..., Any] = torch.compile(function, dynamic=False, options=options or None)
+        return made
+
     def of_images(self, at_N: Tensor) -> "Task":
         """The same task with these images."""
         return dataclasses.replace(self, dataset=self.dataset.part(at_N))
