@@ -160,3 +160,27 @@ def test_the_clocks_of_a_busy_gpu():
     assert "2 busy samples: SM 1755 - 1980 MHz" in shown
     assert "699 W and 61 C; slowed by: power cap" in shown
     assert not list(device_check._busy(iter(lines[:1])))
+
+
+def test_wheels_that_cannot_be_installed_cost_no_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(device_steps, "STEPS", {"good": device_steps.Step(60, "", "-c 'print(1)'")})
+    monkeypatch.setattr(device_check, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(device_check, "WHEELS", tmp_path / "wheels")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels/broken-1.0-py3-none-any.whl").write_text("not a zip")
+    assert device_check.main([f"--out={tmp_path}/out"]) == 0
+    assert str(tmp_path / "wheels") in capsys.readouterr().out
+
+
+def test_the_memory_checker_sees_no_captured_step(tmp_path):
+    """torch captures none where its cache of memory is off, as it is there. Engines capture their steps."""
+    files = [word for word in words_of(STEPS["memcheck"], True, "random", tmp_path) if word.startswith("tests/")]
+    assert files
+    assert not [file for file in files if "train_epoch" in (ROOT / file).read_text()]
+
+
+def test_warnings_fail_no_test_on_a_device(tmp_path):
+    for step in STEPS.values():
+        words = words_of(step, True, "random", tmp_path)
+        assert words[1] != "pytest" or words[words.index("-W") + 1] == "default"
