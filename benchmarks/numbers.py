@@ -61,6 +61,8 @@ APART = 1e-3
 
 Outcome = dict[str, Tensor]
 """By quantity, float64 [M, numbers]."""
+Way = tuple[str, str]
+"""A precision and an engine."""
 
 
 @benchmark
@@ -74,7 +76,7 @@ def main(
         raise UserError(f"--members {members}: must be at least 2, which are to differ")
     settings = {"device": str(report.device), "members": members, "steps": steps, "batch": batch, "width": width}
     ways = [(precision, engine) for precision in precisions for engine in (EAGER, *engines)]
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    found: dict[Way, dict[str, Any]] = {}
     for way, row in rows_of(ways, apart, factor=factor, **settings):
         found[way] = row
         report.failed |= row["verdict"] != "ok"
@@ -85,26 +87,22 @@ def main(
         report.add(f"Relative errors against float64, {precision}, {members} members", rows, [])
 
 
-def rows_of(
-    ways: Sequence[tuple[str, str]], apart: int, **settings: Any
-) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
-    """The row of each (precision, engine) as it comes. `apart`: of all at once, in processes of their own."""
+def rows_of(ways: Sequence[Way], apart: int, **settings: Any) -> Iterator[tuple[Way, dict[str, Any]]]:
+    """The row of each as it comes. `apart`: of all at once, in processes of their own."""
     if not apart:
-        for precision, engine in ways:
-            yield (precision, engine), judged(precision, engine, **settings)
+        for way in ways:
+            yield way, judged(way, **settings)
         return
     with ThreadPoolExecutor(len(ways)) as threads:
-        running = {
-            threads.submit(fresh, judged, precision=precision, engine=engine, **settings): (precision, engine)
-            for precision, engine in ways
-        }
+        running = {threads.submit(functools.partial(fresh, judged, way=way, **settings)): way for way in ways}
         for done in as_completed(running):
             way, error = running[done], done.exception()  # as of a process that a fault of a kernel has ended
             yield way, {"engine": way[1], "verdict": _line(error)} if error else done.result()
 
 
-def judged(precision: str, engine: str, factor: float, **settings: Any) -> dict[str, Any]:
+def judged(way: Way, factor: float, **settings: Any) -> dict[str, Any]:
     """The errors of an engine, and what is wrong with them."""
+    precision, engine = way
     row, eager = (errors(precision, each, **settings) for each in (engine, EAGER))
     verdict = row.get("verdict") or judge(row, eager, factor, LEAST[precision])
     return {"engine": engine, **row, "verdict": verdict}

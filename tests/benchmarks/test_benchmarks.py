@@ -403,7 +403,8 @@ def test_engines_apart(monkeypatch):
     ((way, row),) = numbers.rows_of([("fp32", numbers.EAGER)], 1, **settings)
     assert (way, row["verdict"]) == (("fp32", numbers.EAGER), "ok")
 
-    def fresh(_function, engine, **_):
+    def fresh(_function, way, **_):
+        _, engine = way
         if engine == "halo":
             raise BrokenProcessPool("terminated abruptly")
         return {"engine": engine, "verdict": "ok"}
