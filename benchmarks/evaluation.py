@@ -83,14 +83,15 @@ def _stock(task: Task, pair: Population, splits: Splits, batch: int) -> Line:
     a, b = (pair.state_dict(m) for m in (0, 1))
     table = task.dataset.table_C256.to(task.dtype)
 
-    @torch.compile(dynamic=False)
-    def step(images_NHWC: Tensor, labels_N: Tensor, order_N: Tensor) -> Tensor:
+    def scores_of(images_NHWC: Tensor, labels_N: Tensor, order_N: Tensor) -> Tensor:
         x_NCHW = augment_reference(images_NHWC, order_N, None, None, table, 0)
         with task.autocast():
             logits_NK = network(x_NCHW).float()
         labels_N = labels_N[order_N]
         loss = functional.cross_entropy(logits_NK, labels_N, reduction="sum")
         return torch.stack([loss, (logits_NK.argmax(1) != labels_N).sum().float()])
+
+    step = task.compiled(scores_of)
 
     @torch.no_grad()
     def line(alphas: Sequence[float]) -> np.ndarray:

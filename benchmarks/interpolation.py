@@ -1,9 +1,9 @@
 """Averages of pairs of ResNet20s: this project's ways beside what people use.
 
 All cases average the same pairs, weights and batch-norm statistics, at alpha = 1/2; each is held to a float64
-reference before anything is timed. Inputs are restored before every run, untimed. --match: only cases with this in
-their names, and fastwi rows; separate networks are made only if no way of rows has it in its name. The floor is a
-copy's bandwidth over the 12 bytes of a float that must move.
+reference before anything is timed, and left out where it is off. Inputs are restored before every run, untimed.
+--match: only cases with this in their names, and fastwi rows; separate networks are made only if no way of rows has
+it in its name. The floor is a copy's bandwidth over the 12 bytes of a float that must move.
 
 On a GPU, --apart 1 adds a table of kernel and call apart: how long a call keeps the host, and what its kernels take
 by torch.profiler, beside the copy's kernel. (On a CPU the profiler does not see fastwi's own kernels.)
@@ -22,7 +22,6 @@ from torch.optim.swa_utils import AveragedModel
 from benchmarks.floor import copy_floor
 from benchmarks.kernel_times import of_calls
 from benchmarks.runner import GIGA, Case, Floor, Report, Run, benchmark
-from fastwi.errors import UserError
 from fastwi.kernels.interpolate import RowInterpolation, lerp_lists_
 from fastwi.models.registry import build_model
 from fastwi.population import Population
@@ -32,8 +31,8 @@ BYTES_PER_FLOAT = 12  # read a, read b, write the average
 OURS = "fastwi rows"
 
 State = dict[str, Tensor]
-Way = tuple[Run, Run, Callable[[], Sequence[State]]]
-"""Resets the inputs; averages all pairs (this is timed); the averages."""
+Way = tuple[Run, Run, Callable[[], Sequence[Tensor]], Sequence[Tensor]]
+"""Resets the inputs; averages all pairs (this is timed); the averages; what they are exactly, float64."""
 
 
 @benchmark
@@ -48,25 +47,38 @@ def main(
         if not any(match in name for name in every) or not match:
             every |= network_ways(original)
         ways = {name: way for name, way in every.items() if match in name or name == OURS}
-        floats = verify(ways, original)
+        floats = _packed([original.state_dict(0)])[0].numel()
         bytes_each = BYTES_PER_FLOAT * floats
         floor = copy_floor(report.device, bytes_each)
         at = {"pairs": count} if len(pairs) > 1 else {}
         title = f"Averages of pairs of {floats:,} floats; {count} pairs"
-        cases = {name: Case(run, count, restore) for name, (restore, run, _) in ways.items()}
-        report.time(
+        cases = {name: functools.partial(checked, name, way, count) for name, way in ways.items()}
+        ran = report.time(
             title, "pairs", cases, rounds, reference=[OURS], again=OURS, each={"GB": bytes_each / GIGA},
             floors=[floor], at=at,
         )  # fmt: skip
         if apart and report.device.type == "cuda":
-            rows = kernel_and_call(ways, floor, count, report.device)
-            report.add(f"{title}: kernel and call apart", rows, [row | at for row in rows])
+            with report.attempt("kernel and call apart"):
+                right = {name: way for name, way in ways.items() if name in ran}
+                rows = kernel_and_call(right, floor, count, report.device)
+                report.add(f"{title}: kernel and call apart", rows, [row | at for row in rows])
+
+
+def checked(name: str, way: Way, count: int) -> Case:
+    """A way as a case. RuntimeError where its averages are not the exact ones to the rounding of float32."""
+    restore, run, result, exact = way
+    restore()
+    run()
+    error = max(float((found - wanted).abs().max()) for found, wanted in zip(result(), exact, strict=True))
+    if not error < 1e-5:
+        raise RuntimeError(f"{name} is off by {error:.2g}")
+    return Case(run, count, restore)
 
 
 def kernel_and_call(ways: Mapping[str, Way], floor: Floor, count: int, device: torch.device) -> list[dict[str, Any]]:
     """A row for each way: milliseconds of the host and of the kernels in a call, pairs/s of the kernels alone."""
     (copy,) = floor.runs.values()
-    times = of_calls({"copy": copy} | {name: run for name, (_, run, _) in ways.items()}, device)
+    times = of_calls({"copy": copy} | {name: run for name, (_, run, *_) in ways.items()}, device)
     copied_per_s = floor.rate({"copy": [times.pop("copy")[1]]})
     return [
         {
@@ -94,6 +106,7 @@ def row_ways(original: Population) -> dict[str, Way]:
     scattered_a_L, scattered_b_L = ([order.index(m) for m in rows] for rows in (a_L, b_L))
     scattered_original, scattered = original.clone_rows(order), original.clone_rows(order)
     working = original.clone_rows(range(M))
+    exact = exactly(of_rows(original, a_L), of_rows(original, b_L))
 
     def rows_(population: Population, a_L: Sequence[int], b_L: Sequence[int]) -> None:
         for x_MP in (population.weights_MP, population.statistics_MQ):
@@ -114,9 +127,6 @@ def row_ways(original: Population) -> dict[str, Way]:
         target.weights_MP.copy_(source.weights_MP)
         target.statistics_MQ.copy_(source.statistics_MQ)
 
-    def states(population: Population, rows: Sequence[int]) -> list[State]:
-        return [population.state_dict(row) for row in rows]
-
     in_order: dict[str, Run] = {
         OURS: lambda: rows_(working, a_L, b_L),
         "fastwi rows, planned": lambda: [interpolate() for interpolate in planned],
@@ -126,11 +136,14 @@ def row_ways(original: Population) -> dict[str, Way]:
         "torch.lerp, rows gathered": gathered,
     }
     restored = functools.partial(restore, working, original)
-    ways: dict[str, Way] = {name: (restored, run, lambda: states(working, a_L)) for name, run in in_order.items()}
+    ways: dict[str, Way] = {
+        name: (restored, run, lambda: of_rows(working, a_L), exact) for name, run in in_order.items()
+    }
     ways["fastwi rows, scattered pairs"] = (
         lambda: restore(scattered, scattered_original),
         lambda: rows_(scattered, scattered_a_L, scattered_b_L),
-        lambda: states(scattered, scattered_a_L),
+        lambda: of_rows(scattered, scattered_a_L),
+        exact,
     )
     # Into other rows than the pairs', which therefore need not be restored.
     averages = Population.zeros(original.layout, len(a_L), original.device)
@@ -138,8 +151,18 @@ def row_ways(original: Population) -> dict[str, Way]:
     weights = [[1 - ALPHA, ALPHA]] * len(pairs)
     for name, momentum in (("fastwi averages", None), ("fastwi averages, momentum reset", "reset")):
         run = functools.partial(Population.averages, pairs, weights, momentum, averages)
-        ways[name] = (lambda: None, run, lambda: states(averages, range(len(pairs))))
+        ways[name] = (lambda: None, run, lambda: of_rows(averages, list(range(len(pairs)))), exact)
     return ways
+
+
+def of_rows(population: Population, rows: Sequence[int]) -> list[Tensor]:
+    """Weights and statistics of some members."""
+    return [population.weights_MP[rows], population.statistics_MQ[rows]]
+
+
+def exactly(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
+    """The averages, in float64."""
+    return [x.double().lerp_(y.double(), ALPHA) for x, y in zip(a, b, strict=True)]
 
 
 def network_ways(original: Population) -> dict[str, Way]:
@@ -155,6 +178,7 @@ def network_ways(original: Population) -> dict[str, Way]:
         [tensor for state in states for tensor in state.values()] for states in (a_states, b_states, averaged_states)
     )
     sources = [tensor.clone() for tensor in a_tensors]
+    exact = exactly(_packed(a_states), _packed(b_states))
     new: list[State] = []
 
     def new_dicts() -> None:
@@ -189,7 +213,7 @@ def network_ways(original: Population) -> dict[str, Way]:
         "state dicts, new ones in a loop": (new_dicts, new),
         "AveragedModel": (averaged_models, averaged_states),
     }
-    return {name: (restore, run, functools.partial(list, states)) for name, (run, states) in ways.items()}
+    return {name: (restore, run, functools.partial(_packed, states), exact) for name, (run, states) in ways.items()}
 
 
 def _live(network: nn.Module) -> State:
@@ -197,24 +221,10 @@ def _live(network: nn.Module) -> State:
     return {key: tensor for key, tensor in network.state_dict().items() if tensor.is_floating_point()}
 
 
-def verify(ways: Mapping[str, Way], original: Population) -> int:
-    """Hold every way's averages to float64; UserError where one is off. Returns the floats of a network."""
-    a_LF, b_LF = (_packed([original.state_dict(m) for m in range(at, original.members, 2)]) for at in (0, 1))
-    exact_LF = a_LF.double().add_(b_LF).mul_(0.5)
-    for name, (restore, run, result) in ways.items():
-        restore()
-        run()
-        error = float((_packed(result()) - exact_LF).abs().max())
-        if not error < 1e-5:
-            raise UserError(f"{name} is off by {error:.2g}; nothing was measured")
-    return a_LF.shape[1]
-
-
-def _packed(states: Sequence[State]) -> Tensor:
-    """All floats of each state dict, in its order: [networks, floats]."""
-    return torch.stack(
-        [torch.cat([tensor.flatten() for tensor in state.values() if tensor.is_floating_point()]) for state in states]
-    )
+def _packed(states: Sequence[State]) -> list[Tensor]:
+    """All floats of each state dict, in its order: one tensor [networks, floats]."""
+    flat = [torch.cat([x.flatten() for x in state.values() if x.is_floating_point()]) for state in states]
+    return [torch.stack(flat)]
 
 
 if __name__ == "__main__":

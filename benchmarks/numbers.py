@@ -13,14 +13,19 @@ evaluation   the loss of the reference's final networks on the images
 An engine fails where an error is over --factor times that of "loop, eager" in the same precision and over LEAST, or
 where its members trained to nearly the same weights. A ReLU whose input is within rounding of 0 is open in one engine
 and closed in another, which is most of these errors; the rate is low, so that they do not grow from step to step.
+
+--apart 1: all at once, each engine and precision in a process of its own, beside "loop, eager" in the same process.
+So a GPU's kernels are compiled on all cores, and an engine whose kernels fault ends no other's measurement.
 """
 
 import copy
 import dataclasses
+import functools
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import torch
@@ -28,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.output import cell
-from benchmarks.runner import Report, benchmark
+from benchmarks.runner import Report, benchmark, fresh
 from fastwi.config.schema import Config, EngineConfig, ModelConfig, OptimizerConfig
 from fastwi.data.noise import Noise
 from fastwi.data.resident import ResidentDataset, random_images
@@ -56,42 +61,82 @@ APART = 1e-3
 
 Outcome = dict[str, Tensor]
 """By quantity, float64 [M, numbers]."""
+Way = tuple[str, str]
+"""A precision and an engine."""
 
 
 @benchmark
 def main(
     report: Report, device: str = "auto", members: int = 9, steps: int = 4, batch: int = 128, width: float = 1.0,
     factor: float = 2.0, engines: tuple[str, ...] = ORDER,
-    precisions: tuple[str, ...] = tuple(LEAST),
+    precisions: tuple[str, ...] = tuple(LEAST), apart: int = 0,
 ) -> None:  # fmt: skip
     """A table for each precision. Nine members: one more than `graph` has branches."""
     if members < 2:
         raise UserError(f"--members {members}: must be at least 2, which are to differ")
-    dataset = random_images(batch * steps, report.device)
+    settings = {"device": str(report.device), "members": members, "steps": steps, "batch": batch, "width": width}
+    ways = [(precision, engine) for precision in precisions for engine in (EAGER, *engines)]
+    found: dict[Way, dict[str, Any]] = {}
+    for way, row in rows_of(ways, apart, factor=factor, **settings):
+        found[way] = row
+        report.failed |= row["verdict"] != "ok"
+        print(f"{way[0]}: {', '.join(f'{key} {cell(value)}' for key, value in row.items())}", flush=True)
+        report.add("", [], [{"precision": way[0], **row}])
+    for precision in precisions:
+        rows = [found[way] for way in ways if way[0] == precision]
+        report.add(f"Relative errors against float64, {precision}, {members} members", rows, [])
+
+
+def rows_of(ways: Sequence[Way], apart: int, **settings: Any) -> Iterator[tuple[Way, dict[str, Any]]]:
+    """The row of each as it comes. `apart`: of all at once, in processes of their own."""
+    if not apart:
+        for way in ways:
+            yield way, judged(way, **settings)
+        return
+    with ThreadPoolExecutor(len(ways)) as threads:
+        running = {threads.submit(functools.partial(fresh, judged, way=way, **settings)): way for way in ways}
+        for done in as_completed(running):
+            way, error = running[done], done.exception()  # as of a process that a fault of a kernel has ended
+            yield way, {"engine": way[1], "verdict": _line(error)} if error else done.result()
+
+
+def judged(way: Way, factor: float, **settings: Any) -> dict[str, Any]:
+    """The errors of an engine, and what is wrong with them."""
+    precision, engine = way
+    row, eager = (errors(precision, each, **settings) for each in (engine, EAGER))
+    verdict = row.get("verdict") or judge(row, eager, factor, LEAST[precision])
+    return {"engine": engine, **row, "verdict": verdict}
+
+
+@functools.cache
+def errors(precision: str, engine: str, **settings: Any) -> dict[str, Any]:
+    """The errors of an engine and the seconds that it took; the verdict alone where it failed."""
+    name, backend = ("loop", "eager") if engine == EAGER else (engine, "auto")
+    kind = EngineConfig(name=name, device=settings["device"], precision=precision, backend=backend)
+    try:
+        config, network, dataset, noises, exact, trained = reference(**settings)
+        free_memory(dataset.labels_N.device)
+        begun = time.monotonic()
+        found = outcome(dataclasses.replace(config, engine=kind), network, dataset, noises, trained)
+        return compare(found, exact) | {"s": time.monotonic() - begun}
+    except Exception as error:  # the other engines' numbers are wanted all the same
+        return {"verdict": _line(error)}
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+@functools.cache
+def reference(
+    device: str, members: int, steps: int, batch: int, width: float
+) -> tuple[Config, nn.Module, ResidentDataset, Sequence[Noise], Outcome, Population]:
+    """What all engines train, and what `exact_outcome` makes of it."""
+    dataset = random_images(batch * steps, torch.device(device))
     config = Config(model=ModelConfig(width=width), optimizer=OptimizerConfig(batch, RATE))
     network = build_network(config, dataset.classes)
     noises = [Noise(m) for m in range(members)]
-    exact, trained = exact_outcome(config, network, dataset, noises)
-    for precision in precisions:
-        rows: list[dict[str, Any]] = []
-        for engine in (EAGER, *engines):
-            name, backend = ("loop", "eager") if engine == EAGER else (engine, "auto")
-            kind = EngineConfig(name=name, device=str(report.device), precision=precision, backend=backend)
-            free_memory(report.device)
-            begun = time.monotonic()
-            try:
-                found = outcome(dataclasses.replace(config, engine=kind), network, dataset, noises, trained)
-            except Exception as error:  # the other engines' numbers are wanted all the same
-                row: dict[str, Any] = {"verdict": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-            else:
-                row = compare(found, exact)
-                row["verdict"] = judge(row, rows[0] if rows else row, factor, LEAST[precision])
-            rows.append({"engine": engine, **row})
-            report.failed |= row["verdict"] != "ok"
-            shown = ", ".join(f"{key} {cell(value)}" for key, value in row.items())
-            print(f"{precision}, {engine}: {shown} ({time.monotonic() - begun:.1f} s)", flush=True)
-        found_at = [{"precision": precision, **row} for row in rows]
-        report.add(f"Relative errors against float64, {precision}, {members} members", rows, found_at)
+    return config, network, dataset, noises, *exact_outcome(config, network, dataset, noises)
 
 
 def exact_outcome(

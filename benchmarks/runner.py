@@ -13,7 +13,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -100,8 +100,10 @@ class Report:
         at: Mapping[str, Any] | None = None,
         sums: bool = False,
         until: float = math.inf,
-    ) -> None:
-        """Run cases and what the floors need once, then in turn: a warm-up round and `rounds` rounds. Report them.
+    ) -> list[str]:
+        """Run cases and what the floors need once, then in turn: a warm-up round and `rounds` rounds.
+
+        Report them; returns the names of those that could run.
 
         Each round's rates are printed as it ends, so that a run that is cut off leaves figures.
 
@@ -165,6 +167,16 @@ class Report:
         self.add(f"{title}; {rounds} rounds; reference: {best or 'none'}", rows, measurements, unit=f"{unit}/s")
         for name, problem in problems.items():
             print(f"{name}: {problem}", flush=True)
+        return list(ready)
+
+    @contextlib.contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """What fails within the block is reported as a failure, and the benchmark goes on without it."""
+        try:
+            yield
+        except Exception as error:  # the other figures are wanted all the same
+            print(f"{what}: {problem_of(error)}", flush=True)
+            self.failed = True
 
     def _build(
         self, cases: Mapping[str, Case | Callable[[], Case]], ready: dict[str, Case], built: contextlib.ExitStack
@@ -208,7 +220,7 @@ class Report:
             if self._points and unit:
                 try:
                     plot(self._stem, title.partition(";")[0], unit, self._points)
-                except ImportError as error:
+                except Exception as error:  # figures are wanted all the same
                     print(f"no picture: {error}")
 
 

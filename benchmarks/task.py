@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks.runner import Case
 from fastwi.config.schema import Config, DataConfig, EngineConfig, ModelConfig, OptimizerConfig
-from fastwi.data.card import read_card
 from fastwi.data.noise import Noise, Stream, permutation
 from fastwi.data.resident import ResidentDataset, random_images, require_resident
-from fastwi.data.split import open_split
 from fastwi.engine.choose import build_engine, build_network
 from fastwi.engine.device import resolve_dtype
 from fastwi.kernels.augment import augment_reference
@@ -75,6 +73,17 @@ class Task:
         """bf16 autocast where the device computes in bf16, else nothing."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
+    def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """torch.compile with Inductor's `options`, for stock networks in channels-last order.
+
+        On a GPU Inductor gives that order up where no layer has more than 64 channels. It is told to keep it, as
+        fastwi tells it (`fastwi.engine.device.compiled`).
+        """
+        if self.device.type == "cuda":
+            options["force_layout_optimization"] = True
+        made: Callable[..., Any] = torch.compile(function, dynamic=False, options=options or None)
+        return made
+
     def of_images(self, at_N: Tensor) -> "Task":
         """The same task with these images."""
         return dataclasses.replace(self, dataset=self.dataset.part(at_N))
@@ -115,6 +124,9 @@ def load(
     """`images` of a dataset in a directory (0: all), or RANDOM ones; their mean and standard deviation by channel."""
     if data == RANDOM:
         return random_images(images, device, seed=sum(split.encode())), (0.5,) * 3, (0.25,) * 3
+    from fastwi.data.card import read_card  # both import pydantic, which a machine with a GPU may lack
+    from fastwi.data.split import open_split
+
     card, kept = read_card(data), DataConfig(streaming="resident", train_images=images, test_images=images)
     dataset = require_resident(open_split(Path(data), split, card, kept, device), "benchmarks")
     return dataset, card.mean, card.std

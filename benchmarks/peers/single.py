@@ -22,18 +22,19 @@ from fastwi.errors import UserError
 
 
 @functools.lru_cache(maxsize=2)
-def compiled_step(task: Task, mode: str | None = None) -> Callable[[Iterable[tuple[Tensor, Tensor]]], None]:
+def compiled_step(task: Task, graphs: bool) -> Callable[[Iterable[tuple[Tensor, Tensor]]], None]:
     """Trains through batches. It is compiled once for all cases of a task that differ in their data side only.
 
-    mode: torch.compile's.
+    graphs: by torch.compile's CUDA graphs.
     """
     network = task.network().to(task.device).to(memory_format=torch.channels_last)
     optimizer = task.optimizer(network.parameters())
 
-    @torch.compile(mode=mode, dynamic=False)
-    def loss(x_NCHW: Tensor, labels_N: Tensor) -> Tensor:
+    def loss_of(x_NCHW: Tensor, labels_N: Tensor) -> Tensor:
         with task.autocast():
             return functional.cross_entropy(network(x_NCHW), labels_N)
+
+    loss = task.compiled(loss_of, **({"triton.cudagraphs": True} if graphs else {}))
 
     def epoch(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         for x_NCHW, labels_N in batches:
@@ -45,20 +46,20 @@ def compiled_step(task: Task, mode: str | None = None) -> Callable[[Iterable[tup
     return epoch
 
 
-def stock(task: Task, members: int, mode: str | None = None, static_memory: bool = False) -> Case:
+def stock(task: Task, members: int, graphs: bool = False, static_memory: bool = False) -> Case:
     """On a CPU with glibc's own allocator settings, or with those that fastwi makes: no merit of its code."""
     if static_memory and task.device.type != "cpu":
         raise UserError("allocator settings matter on a CPU only")
-    if mode is not None and task.device.type != "cuda":
+    if graphs and task.device.type != "cuda":
         raise UserError("CUDA graphs need a GPU")
-    epoch = compiled_step(task, mode)
+    epoch = compiled_step(task, graphs)
     return task.case(lambda x_MNCHW, labels_MN: epoch([(x_MNCHW[0], labels_MN[0])]), 1, static_memory)
 
 
 def ffcv(task: Task, members: int) -> Case:
     """The same step behind FFCV's Loader."""
     batches, close = ffcv_batches(task)
-    epoch = compiled_step(task)
+    epoch = compiled_step(task, False)
     return Case(lambda: epoch(batches()), task.images, close=close)
 
 

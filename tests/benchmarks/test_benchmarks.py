@@ -1,10 +1,12 @@
 """Every benchmark in a tiny run: its table, its JSON file and its plot; and every command that the documents name."""
 
+import functools
 import importlib
 import json
 import os
 import re
 import shlex
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,18 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from benchmarks import device_check, evaluation, interpolation, kernel_times, memory, numbers, planning, runner, tune
+from benchmarks import (
+    device_check,
+    evaluation,
+    interpolation,
+    kernel_times,
+    memory,
+    numbers,
+    planning,
+    runner,
+    throughput,
+    tune,
+)
 from benchmarks.output import cell, plot
 from benchmarks.peers import beside, control
 from fastwi.engine.choose import ENGINES
@@ -243,9 +256,9 @@ def test_cases_that_disagree_are_refused():
         with pytest.raises(UserError, match="fastwi differs"):
             evaluation.verify(torch.float32, 0.0, found | {evaluation.FASTWI: exact + off})
     original = interpolation.random_population(4, torch.device("cpu"))
-    restore, _, result = interpolation.row_ways(original)[interpolation.OURS]
-    with pytest.raises(UserError, match="wrong way"):
-        interpolation.verify({"wrong way": (restore, lambda: None, result)}, original)
+    restore, _, *rest = interpolation.row_ways(original)[interpolation.OURS]
+    with pytest.raises(RuntimeError, match="wrong way"):
+        interpolation.checked("wrong way", (restore, lambda: None, *rest), 2)
 
 
 def test_numbers_that_are_off_are_found(seed):
@@ -269,7 +282,7 @@ def test_kernel_and_call_apart(monkeypatch):
     measured = {"copy": (9.0, 0.5, 1.0), "a way": (3.0, 0.25, 2.0)}
     monkeypatch.setattr(interpolation, "of_calls", lambda runs, _device: {name: measured[name] for name in runs})
     copy = runner.Floor("memory", {"copy": lambda: None}, lambda timings: 4 / timings["copy"][0])
-    ways = {"a way": (lambda: None, lambda: None, list)}
+    ways = {"a way": (lambda: None, lambda: None, list, [])}
     (row,) = interpolation.kernel_and_call(ways, copy, 6, torch.device("cpu"))
     assert row == {
         "case": "a way", "host_ms": 3000, "kernels_ms": 250, "kernels_a_call": 2, "kernel_pairs_per_s": 24,
@@ -344,3 +357,59 @@ def test_a_peak_that_is_not_known_is_left_out_and_never_0(monkeypatch, tmp_path)
     with pytest.raises(UserError, match="cannot be forgotten here"):
         memory.forget_peak(torch.device("cpu"))
     assert "peak_MB" not in planning.measure(1)
+
+
+def test_a_profile_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
+    """One engine fails when it is run, one when it is profiled."""
+
+    def run(name, *_):
+        if name == "loop":
+            raise ValueError("no such kernel")
+
+    def of_steps(epoch, *_):
+        if epoch.args == ("graph",):
+            raise KeyError("no such event")
+        return [{"kernel": epoch.args[0], "us_a_step": 1.0}]
+
+    def fastwi_case(_task, _members, name):
+        return runner.Case(functools.partial(run, name), 8), None
+
+    monkeypatch.setattr(throughput, "fastwi_case", fastwi_case)
+    monkeypatch.setattr(throughput, "of_steps", of_steps)
+    words = (
+        "--data=random --device=cpu --members=1 --width=0.25 --batch=8 --batches=1 --least=1 --rounds=1 --kernels=1"
+    )
+    assert throughput.main([*words.split(), "--baselines=loop,graph,stacked", f"--out={tmp_path}"]) == 1
+    told = json.loads((tmp_path / "throughput-cpu.json").read_text())["measurements"]
+    assert {row["case"] for row in told if "images_per_s" in row} >= {"fastwi graph", "fastwi stacked"}
+    assert [row["case"] for row in told if "kernel" in row] == ["fastwi stacked"]
+    shown = capsys.readouterr().out
+    assert shown.count("no such kernel") == 1
+    assert "no such event" in shown
+
+
+def test_a_way_that_fails_costs_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(interpolation.Population, "averages", lambda *_: 1 / 0)
+    words = ["--device=cpu", "--pairs=2", "--rounds=1", "--match=fastwi", f"--out={tmp_path}"]
+    assert interpolation.main(words) == 1
+    told = rows_of(json.loads((tmp_path / "interpolation-cpu.json").read_text()), "case")
+    assert told["fastwi rows",]["pairs_per_s"] > 0
+    assert "ZeroDivisionError" in told["fastwi averages",]["not_measured"]
+
+
+def test_engines_apart(monkeypatch):
+    """In processes of their own; one that a fault ends has a row, and the others theirs."""
+    settings = {"factor": 2.0, "device": "cpu", "members": 2, "steps": 1, "batch": 4, "width": 0.0625}
+    ((way, row),) = numbers.rows_of([("fp32", numbers.EAGER)], 1, **settings)
+    assert (way, row["verdict"]) == (("fp32", numbers.EAGER), "ok")
+
+    def fresh(_function, way, **_):
+        _, engine = way
+        if engine == "halo":
+            raise BrokenProcessPool("terminated abruptly")
+        return {"engine": engine, "verdict": "ok"}
+
+    monkeypatch.setattr(numbers, "fresh", fresh)
+    found = dict(numbers.rows_of([("bf16", "halo"), ("bf16", "graph")], 1, **settings))
+    assert found["bf16", "graph"] == {"engine": "graph", "verdict": "ok"}
+    assert "terminated" in found["bf16", "halo"]["verdict"]

@@ -57,6 +57,35 @@ def test_command_lines_are_accepted(name, on_gpu, tmp_path, monkeypatch):
         assert stopped.value.code == 0
 
 
+def test_what_steps_need(tmp_path):
+    """A lent machine has torch and little else of what fastwi depends on: the rest is imported where it is used."""
+    words = [words_of(step, True, "random", tmp_path) for step in STEPS.values()]
+    needed = {word for _, module, *rest in words for word in (rest if module == "pytest" else [module])}
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import importlib, pathlib, sys\n"
+        "absent = 'fastargs jinja2 matplotlib polars pydantic rich simplejpeg sklearn terminaltables yaml'\n"
+        "sys.modules |= dict.fromkeys(absent.split())\n"
+        "sys.path.insert(0, 'tests')\n"
+        "for word in sys.argv[1:]:\n"
+        "    path = pathlib.Path(word)\n"
+        "    if path.suffix == '.py':\n"
+        "        sys.path.insert(0, str(path.parent))\n"
+        "        word = path.stem\n"
+        "    importlib.import_module(word)\n"
+        "from benchmarks import throughput\n"
+        "words = '--data=random --device=cpu --batch=8 --batches=1 --least=1 --rounds=1 --width=0.25 --members=1'\n"
+        "sys.exit(throughput.main([*words.split(), '--baselines=loop']))\n"
+    )
+    chosen = sorted(word for word in needed if word.startswith(("benchmarks", "tests/")))
+    assert {"benchmarks.throughput", "benchmarks.evaluation", "tests/engine/test_engines.py"} < set(chosen)
+    done = subprocess.run(
+        [sys.executable, str(program), *chosen], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_a_step_that_runs_too_long_is_interrupted_with_its_children(tmp_path, capsys, monkeypatch):
     program = tmp_path / "program.py"
     program.write_text(
@@ -131,3 +160,27 @@ def test_the_clocks_of_a_busy_gpu():
     assert "2 busy samples: SM 1755 - 1980 MHz" in shown
     assert "699 W and 61 C; slowed by: power cap" in shown
     assert not list(device_check._busy(iter(lines[:1])))
+
+
+def test_wheels_that_cannot_be_installed_cost_no_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(device_steps, "STEPS", {"good": device_steps.Step(60, "", "-c 'print(1)'")})
+    monkeypatch.setattr(device_check, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(device_check, "WHEELS", tmp_path / "wheels")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels/broken-1.0-py3-none-any.whl").write_text("not a zip")
+    assert device_check.main([f"--out={tmp_path}/out"]) == 0
+    assert str(tmp_path / "wheels") in capsys.readouterr().out
+
+
+def test_the_memory_checker_sees_no_captured_step(tmp_path):
+    """torch captures none where its cache of memory is off, as it is there. Engines capture their steps."""
+    files = [word for word in words_of(STEPS["memcheck"], True, "random", tmp_path) if word.startswith("tests/")]
+    assert files
+    assert not [file for file in files if "train_epoch" in (ROOT / file).read_text()]
+
+
+def test_warnings_fail_no_test_on_a_device(tmp_path):
+    for step in STEPS.values():
+        words = words_of(step, True, "random", tmp_path)
+        assert words[1] != "pytest" or words[words.index("-W") + 1] == "default"
