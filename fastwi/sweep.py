@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastwi.cli import EXIT_PARTLY, command
 from fastwi.config.read import read_sweep_request
-from fastwi.config.sweep import SweepSpec, points, shard_of
+from fastwi.config.sweep import SweepSpec, points, shard_of, unused_keys
 from fastwi.config.write import sweep_to_yaml
 from fastwi.experiment.planner import PlannedSweep, plan_sweep
 from fastwi.experiment.todo import left_of
@@ -31,6 +31,8 @@ def main(argv: list[str]) -> int:
     """Entry point. Exit codes: 0 done, 1 failed, 2 bad input, 3 partly done, 130 interrupted."""
     request = read_sweep_request(argv)
     set_style(request.flags.figures)
+    for line in unused_keys(request.spec):
+        print(f"fastwi: {line}", file=sys.stderr)
     with request.naming_config():
         sweep = open_sweep(request.spec, request.sweep, request.flags.part)
     if request.flags.dry_run:

@@ -154,6 +154,7 @@ def test_products_of_float32_are_not_rounded_to_less():
             each.fp32_precision = value
         with undisturbed():
             assert {each.fp32_precision for each in exact} == {"ieee"}
+            matmul.allow_tf32 = False
         assert [each.fp32_precision for each in newer] == asked
     finally:
         cudnn.allow_tf32 = True
@@ -811,3 +812,8 @@ def test_configurations_that_are_refused(tmp_path, monkeypatch, entry, config, o
     monkeypatch.chdir(tmp_path)
     line = refusal(ConfigError, entry, config, overrides=overrides)
     assert all(word in line for word in words), line
+
+
+def test_a_key_that_a_sweep_does_not_use_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match=r"seeds\.init: 3 .*sweep\.parents"), pytest.raises(UserError):
+        fastwi.sweep({"data": {"path": str(tmp_path)}, "seeds": {"init": 3}})

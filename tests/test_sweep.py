@@ -390,6 +390,17 @@ def test_refusals(digits_directory, tmp_path, capsys):
     assert measured_so_far(tmp_path) == 0
 
 
+def test_keys_of_a_file_that_a_sweep_does_not_use_are_named(tmp_path, capsys):
+    """In place of seeds and children that the user means and does not get."""
+    (tmp_path / "grid.yaml").write_text("experiment: {children: 4}\nseeds: {init: 3, statistics_noise: 5}\n")
+    assert main([f"--config={tmp_path / 'grid.yaml'}", f"--data.path={tmp_path}"]) == 2
+    *lines, error = capsys.readouterr().err.splitlines()
+    assert "no dataset" in error
+    words = [("experiment.children: 4", "sweep.tuple_size"), ("seeds.init: 3", "sweep.parents")]
+    for line, named in zip(lines, words, strict=True):
+        assert all(word in line for word in named)
+
+
 @pytest.mark.ray
 def test_ray_with_two_workers_one_killed_midway(digits_directory, tmp_path, whole, monkeypatch):
     pytest.importorskip("ray")

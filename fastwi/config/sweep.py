@@ -200,6 +200,19 @@ class Point:
     config: Config
 
 
+def unused_keys(spec: SweepSpec) -> list[str]:
+    """A line for each key of the base that would decide a run, and that the sweep does not use.
+
+    A run's file may be a sweep's base, so these are no mistake by themselves.
+    """
+    values = [(path, *spec.values(path)) for path in INSTEAD if not path.startswith("run.")]
+    return [
+        f"{path}: {show(value)} is not used, as this is a sweep; it uses {INSTEAD[path]}"
+        for path, value in values
+        if value != KEYS[path].default
+    ]
+
+
 def other_axes(spec: SweepSpec) -> list[str]:
     """The axes beside k and s."""
     return [path for path in spec.axes if path not in ("experiment.k", "experiment.s")]

@@ -82,7 +82,8 @@ class Engine(abc.ABC):
         if self.device.type == "cuda" and self.dtype == torch.float32:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch 2.9 and on prefer another name, which older ones lack
-                torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as it is in the Triton kernels
+                # fp32 is fp32, as it is in the Triton kernels; cuBLAS's default may be another by a variable.
+                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if self.device.type == "cpu":
             keep_freed_memory()
             if config.engine.threads or cpu_threads(config.engine) < torch.get_num_threads():

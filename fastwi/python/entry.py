@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastwi.config.read import ConfigLike, Request, read_config
 from fastwi.config.schema import Config
-from fastwi.config.sweep import SweepSpec
+from fastwi.config.sweep import SweepSpec, unused_keys
 from fastwi.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def sweep(
     """
     request = _request(config, overrides, network, train, test, directory, sweep=True)
     spec = request.spec
+    for line in unused_keys(spec):
+        warnings.warn(line, stacklevel=2)
     if train is not None and "data.path" in spec.axes:
         raise ConfigError("axes.data.path: train is given too; leave one of them out")
     from fastwi.sweep import carry_out_sweep, open_sweep

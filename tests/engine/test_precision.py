@@ -98,12 +98,14 @@ def test_kernels_on_a_gpu(monkeypatch, deterministic):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.backends.cuda.matmul.allow_tf32 = True  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE has it
     config = EngineConfig(device="cuda", precision="fp32", backend="eager", deterministic=deterministic)
     with pretended_cuda():
         made = CHOICES["stacked"](build("residual", 0), dataclasses.replace(CONFIG, engine=config))
     assert made._exact == torch.are_deterministic_algorithms_enabled() == deterministic
     assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32) == (not deterministic, False)
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 class Attending(nn.Module):

@@ -229,6 +229,31 @@ def test_a_state_that_another_sweep_keeps_is_stored(inputs: Path, tmp_path: Path
     assert states(sweep) == kept
 
 
+def test_what_is_to_be_made_again_is_made_by_one_process(inputs: Path, tmp_path: Path, monkeypatch) -> None:
+    """Of a finished sweep more is to stay, and two processes have planned all of it."""
+    axes = {"experiment.k": (2,), "experiment.s": (1,)}
+    assert carried_out(planned(inputs, tmp_path / "store", axes, keep="none"), IN_CHAINS) == {}
+    sweep, mine, others = planned(inputs, tmp_path / "store", axes), Silent(), Silent()
+
+    def stop() -> None:
+        raise Stopped
+
+    def after_the_other(run: Do) -> Do:
+        def do(job: Job, report: Report) -> Outcome:
+            if not others.here:  # it does all that does not wait for this job
+                with pytest.raises(Stopped):
+                    carried_out(sweep, ONE_BY_ONE, others)
+            return run(job, report)
+
+        return do
+
+    while_waiting(monkeypatch, stop)
+    assert carried_out(sweep, ONE_BY_ONE, mine, after_the_other) == {}
+    assert mine.here
+    assert mine.here + others.here == Counter(sweep.tree.epoch_nodes())
+    assert states(sweep) == {sweep.tree.keys[node] for node in sweep.tree.stops}
+
+
 def while_waiting(monkeypatch: pytest.MonkeyPatch, *others: Callable[[], object]) -> None:
     """Have other processes do something, one after the other, each time that a scheduler waits for them."""
     left = list(others)

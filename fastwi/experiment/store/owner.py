@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from fastwi.errors import UserError
-from fastwi.experiment.store.index import ATTEMPTS, CLAIMS, MEASUREMENTS, PINS, Index, Transaction, sealed
+from fastwi.experiment.store.index import ATTEMPTS, CLAIMS, MEASUREMENTS, PINS, STATES, Index, Transaction, sealed
 from fastwi.experiment.store.places import StorePlaces
 from fastwi.experiment.tree import MeasurementKey
 from fastwi.files import lock, open_lock, refusal
@@ -43,17 +43,20 @@ class Owner(contextlib.AbstractContextManager["Owner"]):
     ) -> list[MeasurementKey]:
         """Take those of `tasks` that no live owner has and that are not measured yet; in one transaction.
 
-        Tasks of `again` are given though they are measured. Each of `groups` is given as a whole or not at all; what
-        this owner has already counts as given. Returns, in their order, the tasks that are this owner's now and were
-        not before. Each is logged as an attempt.
+        Tasks of `again` are given though they are measured, unless their states are there by now, which another
+        process has then made again. Each of `groups` is given as a whole or not at all; what this owner has already
+        counts as given. Returns, in their order, the tasks that are this owner's now and were not before. Each is
+        logged as an attempt.
         """
         self._check()
         tasks, groups = list(dict.fromkeys(tasks)), list(map(set, groups))
         with self._index.writing() as transaction:
             claims = {row[:2]: row[2] for row in transaction.of(CLAIMS, {*tasks, *itertools.chain(*groups)})}
-            measured = {row[:2] for row in transaction.of(MEASUREMENTS, tasks)}.difference(again)
+            stored = {row[0] for row in transaction.of(STATES, {task[:1] for task in again})}
+            done = {row[:2] for row in transaction.of(MEASUREMENTS, tasks)}
+            done.difference_update(task for task in again if task[0] not in stored)
             live = live_owners(self._index.places, claims.values())
-            free = [task for task in tasks if claims.get(task) not in live and task not in measured]
+            free = [task for task in tasks if claims.get(task) not in live and task not in done]
             have = {*free, *(task for task, owner in claims.items() if owner == self.id)}
             refused = {task for group in groups if not have.issuperset(group) for task in group}
             given = [task for task in free if task not in refused]

@@ -10,6 +10,8 @@ from fastwi.config.schema import EngineConfig
 from fastwi.engine.device import resolve_precision
 from fastwi.engine.precision import NOTED, Choice, noted_precision
 from fastwi.errors import UserError
+from fastwi.experiment.store.places import StorePlaces
+from fastwi.files import locked
 from fastwi.sealed import write_sealed
 
 
@@ -22,7 +24,8 @@ def precision_of_store(store: Path, config: EngineConfig) -> Choice:
 
 def note_precision(store: Path, choice: Choice) -> None:
     """Note in `store` what auto is, where it is not noted. UserError where another process has noted another."""
-    if not noted_precision(store):
-        write_sealed(store / NOTED, {"auto": choice.precision})
+    with locked(StorePlaces(store).turn_lock, exclusive=True):  # of two that begin it at once one is the first
+        if not noted_precision(store):
+            write_sealed(store / NOTED, {"auto": choice.precision})
     if noted_precision(store) != choice.precision:
         raise UserError(f"{store}: another process has just begun it in another precision; run this again")

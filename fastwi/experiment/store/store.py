@@ -171,7 +171,7 @@ class Store(Index, AbstractContextManager["Store"]):
         with translated(places), locked(places.writing_lock, exclusive=True, wait=False) as alone:
             if alone:
                 with self.reading() as transaction:
-                    wanted = self._wanted(transaction)
+                    wanted = self._wanted(transaction, own={KEPT})
                 found = [path for path in files_under(places.directory) if places.is_unfinished(path)]
                 # A file system without working shared locks between machines still leaves claimed states alone.
                 temporary = sum(_unlink(path) for path in found if places.key_of(path) not in wanted)
@@ -180,11 +180,14 @@ class Store(Index, AbstractContextManager["Store"]):
         return {"temporary": temporary, "orphans": orphans, "damaged": damaged, "claims": claims, "locks": locks}
 
     def _unlink_unwanted(self, keys: Sequence[str]) -> int:
-        """Remove the files of those states that the index does not have and no live owner wants; return the bytes."""
+        """Remove the files of those states that the index does not have and no live owner wants; return the bytes.
+
+        `keep` does not save these: whoever makes such a state claims it, and writes its file again.
+        """
         freed = 0
         for batch in _batches(keys):
             with self.writing() as transaction:
-                wanted = self._wanted(transaction, batch) | _state_files(transaction, batch).keys()
+                wanted = self._wanted(transaction, batch, {KEPT}) | _state_files(transaction, batch).keys()
                 freed += sum(_unlink(self.places.state(key)) for key in batch if key not in wanted)
         return freed
 

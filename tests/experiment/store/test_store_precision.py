@@ -1,6 +1,7 @@
 """A run, and all sweeps of a store, go on in the precision that they were begun in, on any machine."""
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ from listeners import stopping
 
 from fastwi.config.read import read_sweep_request
 from fastwi.config.schema import Config, DataConfig, ExperimentConfig, SeedConfig
-from fastwi.engine.precision import Choice
+from fastwi.engine.precision import Choice, noted_precision
 from fastwi.errors import UserError
 from fastwi.experiment.planner import plan_run, plan_sweep
 from fastwi.experiment.store import Store
 from fastwi.experiment.store.precision import note_precision
+from fastwi.sealed import write_sealed
 from fastwi.sweep import main as sweep
 from fastwi.train import main as train
 
@@ -133,3 +135,27 @@ def test_a_store_that_another_process_has_just_begun_in_another_precision_is_ref
     note_precision(tmp_path, Choice("fp32", ""))
     with pytest.raises(UserError, match="another precision"):
         note_precision(tmp_path, Choice("bf16", ""))
+
+
+def test_of_two_processes_that_begin_a_store_at_once_one_is_refused(tmp_path, monkeypatch):
+    """The other one comes when the first has seen that nothing is noted."""
+    refused = []
+
+    def begin(precision: str) -> None:
+        try:
+            note_precision(tmp_path, Choice(precision, ""))
+        except UserError:
+            refused.append(precision)
+
+    other = threading.Thread(target=begin, args=["fp32"])
+
+    def write(path, about):
+        monkeypatch.undo()
+        other.start()
+        other.join(0.3)  # it waits for the first
+        write_sealed(path, about)
+
+    monkeypatch.setattr("fastwi.experiment.store.precision.write_sealed", write)
+    begin("bf16")
+    other.join()
+    assert (noted_precision(tmp_path), refused) == ("bf16", ["fp32"])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from begun_stores import claims
-from store_samples import contents, fill, key_of, measurement, network
+from store_samples import contents, fill, key_of, measurement, network, written
 
 from fastwi.errors import UserError
 from fastwi.experiment.store import Store, rebuild, write_states
@@ -147,6 +147,20 @@ def test_gc_leaves_alone_what_is_being_written(tmp_path):
 
         write_states(store.directory, [("aa", Slow())])
         assert store.gc()["temporary"] == 4
+
+
+def test_gc_removes_what_a_kill_left_of_states_that_are_to_be_kept(tmp_path):
+    with Store.open(tmp_path / "s") as store:
+        fill(store, range(1))
+        store.keep(map(key_of, range(3)))
+        orphan = written(store, 1)
+        final = store.places.state(key_of(2))
+        final.parent.mkdir(exist_ok=True)
+        final.with_name(f".{final.name}.x1.tmp").write_bytes(b"half")
+        freed = store.gc()
+        assert (freed["orphans"], freed["temporary"]) == (orphan.bytes, 4)
+        assert list(contents(store)["states"]) == [key_of(0)]
+        assert not store.stray_states()
 
 
 def test_gc_of_a_store_whose_first_process_died_before_it_committed_anything(tmp_path):
