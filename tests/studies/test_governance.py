@@ -76,8 +76,10 @@ def test_every_pair(opened, frames):
             "children_train_loss_nats": np.mean([end.train_loss for end in at_end]),
             "children_accuracy_%": 100 - (of_a + of_b) / 2,
         }
-        off = 2 * max(map(unclear, (a_NK, b_NK, mean_NK)))
-        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=2e-3, abs=1e-4 + off)
+        counted = 2 * max(map(unclear, (a_NK, b_NK, mean_NK)))  # by what rounding may change a share of the images
+        for name, value in expected.items():
+            slack = counted if name.endswith(("_%", "_points")) else 0.0
+            assert row[name] == pytest.approx(value, rel=2e-3, abs=1e-5 + slack), name
         _, recomputed = place.treatments
         networks = [opened.measured[key, recomputed] for key in (place.average, *place.ends)]
         error, loss = np.array([(100 - each.test_accuracy, each.test_loss) for each in networks]).T
