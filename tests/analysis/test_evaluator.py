@@ -163,7 +163,7 @@ class Rooted(Costs):
         return self.w.prod().sqrt()
 
 
-def test_a_network_whose_outputs_are_nan_has_no_error(seed):
+def test_a_network_whose_outputs_are_nan_has_no_error():
     """Between two sound ones; NaN would be the prediction of the first class, which is right here."""
     evaluator, pair = population_of(Rooted, [1.0, 3.0], [-3.0, -1.0])
     line = evaluate_line(evaluator, pair, {"all": constant_images()}, [0, 0.5, 1])
