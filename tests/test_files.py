@@ -65,19 +65,18 @@ def test_whatever_is_raised_leaves_the_earlier_file(tmp_path: Path, error: BaseE
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
-def test_the_systems_refusals_are_one_line(tmp_path: Path, number: int) -> None:
+def test_the_systems_refusals_name_the_file(tmp_path: Path, number: int) -> None:
     final = tmp_path / "a.bin"
     with pytest.raises(UserError) as caught, atomic_path(final):
         raise OSError(number, os.strerror(number))
     words = "no space left" if number in (errno.ENOSPC, errno.EDQUOT) else os.strerror(number)
     assert str(caught.value).startswith(f"{final}: ")
     assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("write", [write_json, write_parquet], ids=lambda write: write.__name__)
-def test_a_disk_that_fills_while_a_file_is_written_is_one_line(tmp_path: Path, write: Callable[..., None]) -> None:
+def test_a_disk_that_fills_while_a_file_is_written(tmp_path: Path, write: Callable[..., None]) -> None:
     """Whoever writes: a bound on the size of files stands in for the disk's."""
     final, frame = tmp_path / "a", polars.DataFrame({"a": list(range(2000))})
     content = frame["a"].to_list() if write is write_json else frame

@@ -424,8 +424,8 @@ def test_a_child_up_to_a_global_end(digits_directory, tmp_path):
         assert refusal(UserError, fastwi.load_network, found, child=1, s=end).startswith("s: there is no")
 
 
-def test_a_sweeps_networks(swept, digits_directory):
-    """Each cell's networks are those of the cell's own run."""
+def test_a_sweeps_networks(swept):
+    """Each cell's average is that of its children; a child before its first epoch is the parent."""
     child = fastwi.load_network(swept, parent=0, child=3, k=2, s=1)
     average = fastwi.load_network(swept, which="average", pair=1, k=2, s=1)
     other = fastwi.load_network(swept, parent=0, child=4, k="2ep", s="1ep")
@@ -613,7 +613,7 @@ def test_two_at_one_time_write_the_same_images_once(tmp_path, monkeypatch):
     assert written == [first] == [second]
 
 
-def test_the_documentation_does_what_it_says(tmp_path, monkeypatch, capsys):
+def test_the_documentation_does_what_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     text = (Path(__file__).parents[1] / "docs" / "tutorials" / "python.md").read_text()

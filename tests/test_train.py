@@ -1,6 +1,5 @@
 """`python -m fastwi.train`: its files, its refusals, and a run that is killed at any moment goes on to the bit."""
 
-import fcntl
 import json
 import math
 import shutil
@@ -278,13 +277,6 @@ def test_an_edited_accuracy_is_not_shown(digits_directory, copied, whole):
     path.write_text("\n".join([*lines, json.dumps({**json.loads(last), "test_accuracy_%": 60.0})]) + "\n")
     assert main(arguments(digits_directory, copied)) == 0
     assert path.read_bytes() == (whole / "metrics.jsonl").read_bytes()
-
-
-def test_a_run_is_trained_by_one_process(digits_directory, copied, capsys):
-    with open(copied / "r" / ".lock", "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        assert "another process trains this run" in refused(main, capsys, arguments(digits_directory, copied))
-    assert main(arguments(digits_directory, copied)) == 0
 
 
 def test_killed_at_random_moments(digits_directory, tmp_path, whole, seed):

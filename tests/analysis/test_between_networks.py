@@ -359,7 +359,6 @@ F, P, Q = [0.1, 0.7], [0.3, 1.1], [0.9, 0.9]
         (lambda n: blocks_with(pair=pair_of_three()[1][:1]), "give 2"),
     ],
 )
-def test_bad_input_gets_one_line(normed, call, words):
-    with pytest.raises(UserError, match=words) as caught:
+def test_bad_input_is_refused(normed, call, words):
+    with pytest.raises(UserError, match=words):
         call(normed)
-    assert "\n" not in str(caught.value)

@@ -176,7 +176,6 @@ ZEROS, THREE = GivenLogits(np.zeros((2, 3, 2))), labelled([0, 1, 0], 2)
         (lambda: ensemble_scores(ZEROS, members(2)[:0], THREE), "no networks"),
     ],
 )
-def test_bad_input_is_one_line(call, words):
-    with pytest.raises(UserError, match=words) as refusal:
+def test_bad_input_is_refused(call, words):
+    with pytest.raises(UserError, match=words):
         call()
-    assert "\n" not in str(refusal.value)

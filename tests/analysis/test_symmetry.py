@@ -219,9 +219,8 @@ class Branching(nn.Module):
     ],
 )
 def test_refusals_name_the_node(network, named, seed):
-    with pytest.raises(UserError, match=named) as caught:
+    with pytest.raises(UserError, match=named):
         Symmetry.of(network, images(seed))
-    assert "\n" not in str(caught.value)
 
 
 def test_a_network_that_is_not_what_its_graph_says_is_refused(seed):

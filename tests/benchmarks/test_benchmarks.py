@@ -197,7 +197,7 @@ def test_a_tiny_run(name, digits_directory, tmp_path, capsys, monkeypatch):
         assert "<svg" in (tmp_path / f"{name}-cpu.svg").read_text()
 
 
-def test_a_million_epochs(tmp_path, capsys):
+def test_a_long_path(tmp_path):
     from benchmarks import sweep
 
     assert sweep.main(["--long=1000", "--rounds=1", "--threads=1", f"--out={tmp_path}"]) == 0

@@ -31,12 +31,12 @@ def test_unknown_steps_are_refused(word):
         chosen_steps([word])
 
 
-@pytest.mark.parametrize("on_gpu", [True, False])
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    ("name", "on_gpu"),
+    [(name, on_gpu) for name, step in STEPS.items() for on_gpu in (True, False) if on_gpu or step.cpu],
+)
 def test_command_lines_are_accepted(name, on_gpu, tmp_path, monkeypatch):
     words = words_of(STEPS[name], on_gpu, "random", tmp_path)
-    if not words:
-        pytest.skip("needs a GPU")
     assert not any("{" in word for word in words)
     assert words[0] == "-m"
     if words[1] == "pytest":

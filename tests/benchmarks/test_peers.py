@@ -95,22 +95,24 @@ def test_grouped_declines_what_it_was_not_written_for(name, seed):
         Grouped(small_task(seed), networks, compiled=False)
 
 
-def test_bf16_losses_of_vmap_are_those_of_float32_to_its_rounding(seed):
-    """The casts that stand in for autocast reach every layer, and keep batch norm's weights in float32."""
-    networks = [network.float() for network in random_networks(seed)]
-    found = {}
+def test_a_step_of_vmap_in_bf16_is_that_of_float32_to_its_rounding(seed):
+    """The casts that stand in for autocast reach every layer, and keep batch norm's weights in float32.
+
+    Over four seeds the ways were 0.5 to 2 % apart.
+    """
+    networks, ways = [network.float() for network in random_networks(seed)], []
     for dtype in (torch.float32, torch.bfloat16):
         task = small_task(seed, dtype)
         population = Vmap(task, copy.deepcopy(networks), compiled=False)
-        for x_MNCHW, labels_MN in stock_batches(task, MEMBERS, compiled=False)():
-            assert x_MNCHW.dtype == dtype
-            population.step(x_MNCHW, labels_MN)
-        found[dtype] = population.state_dict(0)
-    exact, low = found[torch.float32], found[torch.bfloat16]
-    assert all(tensor.dtype == exact[name].dtype for name, tensor in low.items())
-    # The running mean of the first layer after two steps: sums of 27 products of 8-bit mantissas, over 256 places.
-    first = "bn.running_mean"
-    assert (low[first] - exact[first]).abs().max() < 0.05 * (exact[first].abs().max() + 1)
+        x_MNCHW, labels_MN = next(iter(stock_batches(task, MEMBERS, compiled=False)()))
+        assert x_MNCHW.dtype == dtype
+        population.step(x_MNCHW, labels_MN)
+        state, before = population.state_dict(1), networks[1].state_dict()
+        assert {name: tensor.dtype for name, tensor in state.items()} == {n: t.dtype for n, t in before.items()}
+        ways.append(torch.cat([(state[n] - before[n]).flatten() for n, _ in networks[1].named_parameters()]))
+    exact_P, low_P = ways
+    assert not torch.equal(exact_P, low_P)
+    assert (low_P - exact_P).norm() < 0.2 * exact_P.norm()
 
 
 def test_bootstrap_intervals_of_a_mean(seed):

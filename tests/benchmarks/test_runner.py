@@ -94,7 +94,7 @@ def test_fastwis_own_failure_is_a_failure(capsys):
     assert "ZeroDivisionError" in capsys.readouterr().out
 
 
-def test_parts_of_a_whole_are_summed(capsys, monkeypatch):
+def test_parts_of_a_whole_are_summed(monkeypatch):
     rows = []
     monkeypatch.setattr(Report, "add", lambda _self, _title, _rows, found=(), **_: rows.extend(found))
     monkeypatch.setattr(runner, "interleave", lambda *_: {"a": [1.0, 2.0, 6.0], "b": [2.0, 2.0, 2.0]})

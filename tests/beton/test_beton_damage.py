@@ -19,7 +19,6 @@ def refusal(path: Path) -> str:
         read_beton(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
-    assert "\n" not in message
     return message
 
 
@@ -30,13 +29,6 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
     assert "Not a directory" in refusal(tmp_path / "file" / "a.beton")
     os.mkfifo(tmp_path / "pipe")  # is not waited for
     assert "not a regular file" in refusal(tmp_path / "pipe")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(tmp_path: Path) -> None:
-    path = Poked(tmp_path).write()
-    path.chmod(0)
-    assert "Permission denied" in refusal(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\2\0\2\0" + bytes(19), b"PK\3\4" * 2000, b"text\n" * 1000, bytes(9999)])

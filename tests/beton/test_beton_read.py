@@ -89,9 +89,8 @@ def test_the_file_of_digests_is_as_it_is_described(tmp_path: Path, seed: int) ->
     assert read_digests(path, sha256).tobytes() == expected
     path.write_bytes(expected[:-1])
     for place in (path, tmp_path, tmp_path / "none"):
-        with pytest.raises(BetonError, match=rf"{place}: .*data_prep") as caught:
+        with pytest.raises(BetonError, match=rf"{place}: .*data_prep"):
             read_digests(place, sha256)
-        assert "\n" not in str(caught.value)
 
 
 def test_a_beton_is_held_to_its_digests(tmp_path: Path, seed: int) -> None:

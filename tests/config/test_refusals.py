@@ -245,7 +245,6 @@ def test_what_is_refused_is_named(row: tuple[Any, ...]) -> None:
     for each in named:
         assert (f"my.yaml line {each}: " if isinstance(each, int) else each) in str(caught.value)
     for line in str(caught.value).splitlines():
-        assert line.isprintable()
         assert ":" in line
         assert len(line) < 400
 

@@ -177,9 +177,8 @@ def test_images_that_are_not_square_stay_as_they_are(tmp_path: Path, seed: int, 
 
 
 def refused(path: Path, said: str, split: str = "train", **options: object) -> None:
-    with pytest.raises(UserError, match=rf"{split}\.{said}") as caught:
+    with pytest.raises(UserError, match=rf"{split}\.{said}"):
         whole_images(opened(path, split, **options))
-    assert "\n" not in str(caught.value)
 
 
 def change_card(path: Path, **changes: object) -> None:

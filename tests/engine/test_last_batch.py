@@ -34,7 +34,6 @@ from fastwi.kernels.augment import augment_reference
 from fastwi.kernels.cpu import library
 from fastwi.population import Population
 
-REST = IMAGES - STEPS * BATCH
 EPOCH = 1
 RATE = 0.05 * 0.2  # of epoch 1: see SCHEDULE
 NEAR = 2e-4  # of the way: float32's rounding over six steps

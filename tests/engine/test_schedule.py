@@ -32,13 +32,6 @@ def torch_rates(steps, scheduler):
     return found
 
 
-def test_drops():
-    schedule = ScheduleConfig(drop_epochs=(2, 3), drop_factor=0.1)
-    assert rates((0, 19, 20, 29, 30, 500), 10, schedule) == pytest.approx(
-        [0.4, 0.4, 0.04, 0.04, 0.004, 0.004], rel=1e-12
-    )
-
-
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
 def test_curves_after_a_warm_up_are_torchs(name, seed):
     draw = random.Random(seed)

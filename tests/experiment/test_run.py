@@ -83,41 +83,8 @@ def whole(digits_directory, tmp_path_factory):
     return directory, run(config_of(digits_directory), directory)
 
 
-def test_rows(whole):
-    _, rows = whole
-    names = ["average", "child 1", "child 2"]
-    assert named(rows) == [
-        ("parent", 1, "parent", "own"), ("parent", 2, "parent", "own"),
-        ("children", 3, "child 1", "own"), ("children", 3, "child 2", "own"),
-        *(("interpolation", 3, name, treatment) for treatment in ("own", "recomputed") for name in names),
-        ("after", 4, "average", "own"),
-    ]  # fmt: skip
-    for row in rows:
-        assert 0 <= row["test_accuracy_%"] <= 100
-        assert row["test_loss"] > 0
-        assert ("train_loss" in row) == ("learning_rate" in row) == (row["stage"] != "interpolation")
-    at = [row for row in rows if row["stage"] == "interpolation" and row["batch_norm"] == "own"]
-    losses = {row["network"]: row["test_loss"] for row in at}
-    assert len(set(losses.values())) == 3
-    children = {row["network"]: row["test_loss"] for row in rows if row["stage"] == "children"}
-    assert all(losses[name] == loss for name, loss in children.items())
-
-
 def named(rows: list[dict]) -> list[tuple]:
     return [(row["stage"], row["epoch"], row["network"], row["batch_norm"]) for row in rows]
-
-
-def test_networks(whole):
-    """The average is the children's mean, and both grew out of the parent under noise of their own."""
-    directory, _ = whole
-    parent, children, average = (tensors(directory, name) for name in ("parent", "children", "average"))
-    assert (parent.members, children.members, average.members) == (1, 2, 1)
-    assert not torch.equal(children.weights_MP[0], children.weights_MP[1])
-    torch.testing.assert_close(average.weights_MP[0], children.weights_MP.double().mean(0).float())
-    torch.testing.assert_close(average.statistics_MQ[0], children.statistics_MQ.double().mean(0).float())
-    assert not average.momentum_MP.any()
-    assert children.momentum_MP.any(dim=1).all()
-    assert not torch.equal(tensors(directory, "final").weights_MP, average.weights_MP)
 
 
 @pytest.mark.parametrize("batch_norm", ["average", "recompute"])

@@ -104,7 +104,7 @@ def within(digits_directory, tmp_path_factory):
     return config, directory, run(config, directory)
 
 
-def test_networks_within_epochs_are_trained_as_in_plain_loops(within, digits_directory):
+def test_networks_within_epochs_are_trained_as_in_plain_loops(within):
     config, directory, rows = within
     train, *_ = open_splits(config.data, CPU)
     engine = LoopEngine(build_network(config, 10), config)

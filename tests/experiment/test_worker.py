@@ -131,9 +131,8 @@ def test_what_is_replaced_after_the_plan_is_refused(place: Place, what: str, whe
     sweep = planned(place)
     replace, said = REPLACED[what]
     replace(place[0])
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=said):
         carried_out(place, sweep, by_actor if where == "actor" else None)
-    assert "\n" not in str(caught.value)
     assert stored(place) == 0
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from fastwi.kernels.compiler import compiler
-from fastwi.kernels.halo import build
 from fastwi.kernels.halo.build import Kernel, cubin, launch
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
@@ -86,8 +85,3 @@ def test_a_source_that_does_not_compile_is_an_error(tmp_path):
     (tmp_path / "wrong.cu").write_text("int main( {")
     with pytest.raises(RuntimeError, match=r"(?s)cannot compile .*wrong\.cu:1"):
         launch(Kernel(str(tmp_path / "wrong.cu"), "wrong", 32, 16, ()), (1, 1, 1), torch.zeros(1))
-
-
-def test_what_decides_the_compiled_code():
-    texts = [(build._HERE / name).read_text() for name in ("forward.cu", "device.h", "emulator.h")]
-    assert build._parts(Kernel("forward.cu", "forward", 32, 16, ()), ["option"]) == ["option", *texts]

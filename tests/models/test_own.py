@@ -8,7 +8,6 @@ import torch
 from mappings import config_from_mapping
 from torch import nn
 
-from fastwi.config.schema import Config
 from fastwi.config.write import config_hash
 from fastwi.engine.choose import build_network
 from fastwi.errors import ConfigError
@@ -168,14 +167,6 @@ def test_forms(name):
     for said in (model_problem(name), str(caught.value)):
         assert "package.module:attribute or path/to/file.py:attribute" in said
         assert repr(name) in said
-
-
-def test_widths():
-    """A width of one adds nothing to the hash: every configuration from before there were widths keeps its own."""
-    config = config_from_mapping({"model": {"name": "convnet", "width": 2}})
-    assert build_network(config, 3).linear.in_features == 256
-    assert config_hash(config_from_mapping({"model": {"width": 1.0}})) == config_hash(Config()) == "ede0de807492"
-    assert config_hash(config_from_mapping({"model": {"width": 2}})) != config_hash(Config())
 
 
 def test_two_networks_of_one_file_have_names_of_their_own():

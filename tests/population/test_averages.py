@@ -87,26 +87,6 @@ def test_combine_matches_float64(made, seed, momentum):
     assert averages.counters_MB[4] == 0
 
 
-def test_a_line_of_alphas_has_its_members_at_the_ends(made):
-    alphas = torch.linspace(0, 1, 25)
-    weights_LM = torch.zeros(25, 5)
-    weights_LM[:, 1], weights_LM[:, 3] = 1 - alphas, alphas
-    line = made.combine(weights_LM, momentum="keep")
-    assert same_rows(line, [0, 24], made, [1, 3])
-    middle = made.clone_rows([1, 3])
-    middle.lerp_rows_([(0, 1)], 0.5)
-    torch.testing.assert_close(line.weights_MP[12], middle.weights_MP[0])
-
-
-def test_a_diverged_member_of_weight_zero_takes_no_part(made):
-    for matrix in made.matrices[:3]:
-        matrix[2] = float("nan")
-    averages = made.combine([[1.5, -0.5, 0, 0, 0], [0, 0, 1, 0, 0]], momentum="average")
-    for mine, old in zip(averages.matrices[:3], made.matrices[:3], strict=True):
-        close(mine[0], 1.5 * old[0].double() - 0.5 * old[1].double())
-    assert torch.isnan(averages.weights_MP[1]).all()
-
-
 @pytest.mark.parametrize("momentum", MOMENTUM_TREATMENTS)
 def test_rows_of_several_populations_are_averaged_into_given_rows(made, seed, momentum):
     """As `combine` of all of them side by side; what is not written to stays."""

@@ -272,7 +272,7 @@ def test_what_spans_far_more_than_the_others_does_not_shrink_them():
     ]
 
 
-def test_the_command_of_a_study_has_its_options(results, copied):
+def test_the_command_of_a_study_has_its_options(copied):
     """A manifest's options come back from the shown command."""
     options = {"alphas": 3, "low": -0.5, "cells": ["1,1", "2,1"], "treatments": ["recomputed"], "pairs": 1}
     rows = [

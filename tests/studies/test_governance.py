@@ -76,8 +76,10 @@ def test_every_pair(opened, frames):
             "children_train_loss_nats": np.mean([end.train_loss for end in at_end]),
             "children_accuracy_%": 100 - (of_a + of_b) / 2,
         }
-        off = 2 * max(map(unclear, (a_NK, b_NK, mean_NK)))
-        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=2e-3, abs=1e-4 + off)
+        counted = 2 * max(map(unclear, (a_NK, b_NK, mean_NK)))  # by what rounding may change a share of the images
+        for name, value in expected.items():
+            slack = counted if name.endswith(("_%", "_points")) else 0.0
+            assert row[name] == pytest.approx(value, rel=2e-3, abs=1e-5 + slack), name
         _, recomputed = place.treatments
         networks = [opened.measured[key, recomputed] for key in (place.average, *place.ends)]
         error, loss = np.array([(100 - each.test_accuracy, each.test_loss) for each in networks]).T
@@ -167,9 +169,6 @@ def test_intervals_over_parents_and_pairs_that_lack_a_number(frames, seed):
     for row in alone.rows(named=True):
         assert (row["spearman"] is None, row["low"]) == (False, None), row
         assert "undefined without one" in row["note"]
-    # Stored frames get the intervals of this version.
-    old = {"pairs": pairs, "correlations": correlations(pairs).with_columns(low=0.0)}
-    assert all_studies()["governance"].renew(old)["correlations"].equals(correlations(pairs), null_equal=True)
 
 
 def test_cells_that_differ_in_alpha_are_apart(frames):

@@ -89,7 +89,7 @@ def test_networks_on_splits_gains_and_changes(opened, frames):
             own = SPLITS * unclear(logits_NK)
             np.testing.assert_allclose(mine["train_accuracy_%"], right[key], atol=own + 1e-9)
             off = max(off, own)
-            np.testing.assert_allclose(mine["train_loss_nats"], loss[key], rtol=1e-3)
+            np.testing.assert_allclose(mine["train_loss_nats"], loss[key], rtol=5e-5)
         for how in ("own", "recomputed"):
             gains = one(frames["split_gains"], **here, batch_norm=how).sort("split")
             children = np.array([right[f"child {i}", end, how] for i in (1, 2)])
@@ -98,11 +98,13 @@ def test_networks_on_splits_gains_and_changes(opened, frames):
             less = loss["average", end, how] - of_children
             np.testing.assert_allclose(gains["gain_mean_points"], average - children.mean(0), atol=2 * off + 1e-9)
             np.testing.assert_allclose(gains["gain_best_points"], average - children.max(0), atol=2 * off + 1e-9)
-            np.testing.assert_allclose(gains["gain_mean_loss_nats"], less, atol=1e-3 * of_children.max())
+            np.testing.assert_allclose(gains["gain_mean_loss_nats"], less, atol=5e-5 * of_children.max())
         changes = one(frames["split_changes"], **here, epochs_after=1).sort("split")
         change, of_loss = (table["average", end + 1, "own"] - table["average", end, "own"] for table in (right, loss))
         np.testing.assert_allclose(changes["change_points"], change, atol=2 * off + 1e-9)
-        np.testing.assert_allclose(changes["change_loss_nats"], of_loss, atol=1e-3 * of_loss.max() + 1e-3)
+        np.testing.assert_allclose(
+            changes["change_loss_nats"], of_loss, atol=5e-5 * loss["average", end, "own"].max()
+        )
 
 
 def test_options(opened):
@@ -122,9 +124,8 @@ def test_options(opened):
         ({"cells": ("1,7",)}, "no pair of these cells"),
         ({"train_images": 61}, "train_images: 61"),
     ):
-        with pytest.raises(UserError, match=text) as raised:
+        with pytest.raises(UserError, match=text):
             measured("importance", opened, **options)
-        assert "\n" not in str(raised.value)
 
 
 def test_scores_are_of_the_longest_parents_whatever_the_order(opened, digits_directory, tmp_path_factory):

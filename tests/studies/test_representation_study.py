@@ -63,7 +63,7 @@ def test_the_last_layer_is_that_of_the_stored_networks(opened, frames):
                 CHILDREN: cka(a, b), AVERAGE: (cka(a, average) + cka(b, average)) / 2,
                 PARENT: (cka(a, of_parent) + cka(b, of_parent)) / 2, PARENT_AVERAGE: cka(average, of_parent),
             }  # fmt: skip
-            assert dict(here.select("between", "cka").rows()) == pytest.approx(expected, abs=1e-3)
+            assert dict(here.select("between", "cka").rows()) == pytest.approx(expected, abs=1e-5)
     assert frame["cka"].n_unique() > frame.height / 2
 
 

