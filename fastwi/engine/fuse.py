@@ -91,6 +91,16 @@ class _Tracer(fx.Tracer):
         """What the traced code computes with."""
         return _Proxy(node, self)
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """What `forward` is traced with: of images, a proxy. All else has its default, as no call gives it."""
+        function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for place, argument in enumerate(arguments[2:], 2):
+            if argument.node.args:
+                arguments[place] = argument.node.args[0]
+            elif argument.node.target.startswith("**"):
+                arguments[place] = {}
+        return function, arguments
+
 
 def _traced(module: nn.Module) -> fx.GraphModule:
     """Raises TypeError where the network calls what fx does not see."""

@@ -244,6 +244,26 @@ def test_buffers_and_sizes_are_those_of_the_call(seed, around):
         torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
 
 
+class Optional(Small):
+    """What `forward` takes beside images, which no call gives."""
+
+    def forward(self, x: Tensor, factor: Tensor | None = None, *, plain: bool = False, **more: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        if factor is None:
+            y = y * self.shift
+        if plain or more.get("factor") is not None:
+            y = y + 1
+        return y.mean((2, 3))
+
+
+def test_what_a_call_does_not_give_has_its_default(seed):
+    torch.manual_seed(seed)
+    network, x = Optional().eval(), torch.randn(2, 3, 8, 8)
+    fused = fuse_batch_norm(network)
+    assert fused is not None
+    torch.testing.assert_close(fused.eval()(x), network(x), rtol=1e-4, atol=1e-5)
+
+
 def counting(net: Small, y: Tensor) -> Tensor:
     net.calls += 1
     return y * net.calls
