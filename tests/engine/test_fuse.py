@@ -2,6 +2,7 @@
 
 import copy
 import operator
+from types import MethodType
 
 import pytest
 import torch
@@ -396,6 +397,15 @@ def hooked(layer: str, kind: str = "forward") -> nn.Module:
     return net
 
 
+def patched(layer: str, method: str = "forward") -> nn.Module:
+    """As users change one network of a library, or one layer of it."""
+    net = Small()
+    module = net.get_submodule(layer)
+    whole = getattr(type(module), method)
+    setattr(module, method, MethodType(lambda *given: 2 * whole(*given), module))
+    return net
+
+
 def biasless() -> nn.Module:
     """As torch makes it of bias=False; older versions have no such argument."""
     norm = nn.BatchNorm2d(16)
@@ -451,6 +461,9 @@ LOST = {
     "hook before the network": hooked("", "forward_pre"),
     "backward hook": hooked("norm", "full_backward"),
     "hook before the backward pass": hooked("norm", "full_backward_pre"),
+    "own forward": patched(""),
+    "own forward of the norm": patched("norm"),
+    "own forward of a convolution": patched("conv", "_conv_forward"),
     "no norm": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
     "not affine": nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, affine=False)),
     "no bias": nn.Sequential(nn.Conv2d(3, 16, 3), biasless()),
