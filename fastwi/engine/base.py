@@ -28,6 +28,7 @@ from fastwi.engine.draws import DrawRequest, DrawsAhead
 from fastwi.engine.mixed import low_precision_names, needs_autocast
 from fastwi.engine.recorded import Recorded, can_be_recorded
 from fastwi.engine.schedule import learning_rate
+from fastwi.errors import ConfigError
 from fastwi.kernels.augment import augment
 from fastwi.models.generators import draws_of, seeded
 from fastwi.population import Layout, Population
@@ -368,8 +369,13 @@ class Backward:
         made = torch.autograd.grad([scaled], leaves, [ones], allow_unused=True)
         copies: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
         for (name, row), gradient in zip(self._gradients.items(), made, strict=True):
-            if (gradient is None) != (name in self._written):
-                raise RuntimeError(f"parameter {name!r} has {'no gradient' if gradient is None else 'two gradients'}")
+            if gradient is None and name not in self._written:
+                raise ConfigError(
+                    f"model.name: parameter {name} has no gradient in a step, as where a call skips its layer; "
+                    "multiply what the layer gives by 0 instead"
+                )
+            if gradient is not None and name in self._written:
+                raise RuntimeError(f"parameter {name!r} has two gradients")
             if gradient is not None:
                 copies.setdefault(gradient.dtype, []).append((row, gradient))
         for pairs in copies.values():  # a GPU copies all of one dtype by one launch

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fastwi.engine.in_place import PLAIN, changed_in_place, made_plain
+from fastwi.engine.in_place import PLAIN, changed_in_place, is_known, made_plain
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.shortcut import shortcut
 from fastwi.models import generators
@@ -38,11 +38,16 @@ def trace(module: nn.Module) -> fx.GraphModule | None:
     """A traced copy of `module` under the same names; None where fx cannot trace it.
 
     None too where the trace is not what the network does: where it depends on the mode, draws or earlier calls, has
-    computed values as constants, hooks or a `train` of its own, sets a mode (also that of gradients or of autocast),
-    asks for one of these, has a gradient of its own, or changes an activation that something else reads.
+    computed values as constants, hooks, a `train` of its own, or an object with a `forward` of its own, sets a mode
+    (also that of gradients or of autocast), asks for one of these, has a gradient of its own, or changes an
+    activation that something else reads.
     """
     own_train = any(type(each).train is not nn.Module.train for each in module.modules())
-    if own_train or any(getattr(each, hooks) for hooks in _HOOKS for each in module.modules()):
+    # fx calls the class's forward, and those who replace layers know them by their class.
+    own_forward = any(
+        "forward" in vars(each) or not is_known(vars(each).get("_conv_forward")) for each in module.modules()
+    )
+    if own_train or own_forward or any(getattr(each, hooks) for hooks in _HOOKS for each in module.modules()):
         return None
     evaluated, trained = copy.deepcopy(module).eval(), copy.deepcopy(module).train()
     before = generators.states()
@@ -90,6 +95,16 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What the traced code computes with."""
         return _Proxy(node, self)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """What `forward` is traced with: of images, a proxy. All else has its default, as no call gives it."""
+        function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for place, argument in enumerate(arguments[2:], 2):
+            if argument.node.args:
+                arguments[place] = argument.node.args[0]
+            elif argument.node.target.startswith("**"):
+                arguments[place] = {}
+        return function, arguments
 
 
 def _traced(module: nn.Module) -> fx.GraphModule:

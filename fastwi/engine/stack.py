@@ -21,8 +21,9 @@ from torch.utils import _pytree as pytree
 
 from fastwi.engine.counters import called_once, counters_to_add
 from fastwi.engine.fuse import fuse_batch_norm, trace
-from fastwi.engine.in_place import changes_a_view_of_a_buffer
+from fastwi.engine.in_place import changes_a_view_of_a_buffer, is_known
 from fastwi.engine.members import Apply, Tensors, by_vmap, dense_buffers, one_by_one, write_back
+from fastwi.errors import ConfigError
 from fastwi.kernels.batch_norm import FusedBatchNorm2d
 from fastwi.kernels.shortcut import shortcut
 from fastwi.kernels.stacked import Norm, Place, stacked_batch_norm, stacked_conv, stacked_shortcut
@@ -31,6 +32,7 @@ Forward = Callable[..., Tensor]  # (tensors by name [M, ...], x_MNHWC, training,
 Places = Mapping[str, Place]  # where gradients of parameters are written, by name
 NO_PLACES: Places = {}
 _LOW = (torch.bfloat16, torch.float16)
+_READS = {"item", "tolist", "numpy"}  # methods
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,11 @@ class StackedNetwork(fx.Interpreter):
     def of(cls, model: nn.Module, exact: bool) -> "StackedNetwork | None":
         """The stacked form of `model`; None where it cannot be traced (see `trace`) or layers share parameters.
 
-        None too where a view of a buffer is changed in place: the views here are copies.
+        None too where a view of a buffer is changed in place: the views here are copies. And where a number is made
+        of tensors: here all members have one.
         """
         traced = fuse_batch_norm(model) or trace(model)
-        if traced is None or changes_a_view_of_a_buffer(traced):
+        if traced is None or changes_a_view_of_a_buffer(traced) or any(map(_makes_numbers, traced.graph.nodes)):
             return None
         shared = len(list(traced.named_parameters(remove_duplicate=False))) > len(list(traced.parameters()))
         return None if shared else cls(traced, exact)
@@ -230,7 +233,12 @@ class StackedNetwork(fx.Interpreter):
             return next(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
         result = self._apply(of_member, *tensors)
-        return plain[-1] if plain else pytree.tree_map(_as_images, result)
+        if any(each != plain[0] for each in plain):  # math.sqrt of a tensor, say
+            raise ConfigError(
+                f"engine.name: stacked and halo have one number for all networks, and {self._node.name} is another "
+                "for each; use loop"
+            )
+        return plain[0] if plain else pytree.tree_map(_as_images, result)
 
 
 def mapped_network(model: nn.Module, exact: bool, compiler: Callable[[Any], Any] | None = None) -> Forward:
@@ -264,6 +272,13 @@ def norms_in_float32(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             module.register_forward_pre_hook(lambda _module, inputs: tuple(x.float() for x in inputs))
             module.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
     return network
+
+
+def _makes_numbers(node: fx.Node) -> bool:
+    """Whether a node reads values of a tensor. A function of the user's may, or may make a tensor of numbers."""
+    if node.op == "call_method":
+        return node.target in _READS
+    return node.op == "call_function" and not is_known(node.target)
 
 
 def _is_norm(module: nn.Module) -> bool:

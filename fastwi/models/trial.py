@@ -27,6 +27,7 @@ _CHANGE = 0.02  # standard deviation of what is added to the weights of another 
 _FURTHER = 1_000_000  # calls
 _MEMORY = "keeps between calls what decides its outputs and is neither a parameter nor a persistent buffer"
 _DRAWN = "draws, when it is built, what decides its outputs and is neither a parameter nor a persistent buffer"
+_IN_PLACE = "change it in place (mul_, add_, copy_)"
 _WITHOUT = "register it as a buffer, or compute it in each call"
 _HERE = os.path.join(os.path.dirname(__file__), "")
 
@@ -73,6 +74,9 @@ def try_network(
     for each, parameter in network.named_parameters():
         if not parameter.requires_grad:
             raise refusal(name, f"parameter {each} needs no gradient, and all are trained; make it a buffer")
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            fix = "change the gradient in forward: w * mask + (w * (1 - mask)).detach()"
+            raise refusal(name, f"parameter {each} has a hook on its gradient, which no engine calls; {fix}")
     for each, tensor in one.items():
         if each not in two or not _alike(tensor, two[each]):
             raise refusal(name, f"{each} differs each time that it is built; {_UNSEEDED}")
@@ -107,6 +111,8 @@ def _try(
     one, two = (_copied(name, each).train(training) for each in networks)
     leaves = {each: p.detach().clone().requires_grad_() for each, p in two.named_parameters()}
     buffers = {each: buffer.clone() for each, buffer in two.named_buffers()}
+    own = leaves | {each: buffers[each] for each in _persistent(two)}
+    places = {each: tensor.data_ptr() for each, tensor in own.items()}
     with torch.set_grad_enabled(training):
         with generators.seeded(0):
             before = generators.states()
@@ -121,18 +127,21 @@ def _try(
             other = functional_call(two, {**leaves, **buffers}, (images_NCHW.clone(),))
     if not _alike(found, other):
         raise refusal(name, f"gives other outputs each time{mode or ', also in evaluation mode'}; {_UNSEEDED}")
+    for each, tensor in own.items():
+        if tensor.data_ptr() != places[each]:
+            raise refusal(name, f"sets the data of {each} to another tensor's{mode}; {_IN_PLACE}")
     if training:
         gradients = torch.autograd.grad(other.sum(), list(leaves.values()), allow_unused=True)
         for each, gradient in zip(leaves, gradients, strict=True):
             if gradient is None:
-                raise refusal(name, f"parameter {each} has no part in the logits; remove it")
+                fix = "multiply what its layer gives by 0 in place of skipping it" if drawn else "remove it"
+                raise refusal(name, f"parameter {each} has no part in the logits; {fix}")
         for each, buffer in _persistent(one).items():
             if each not in buffers:
                 fix = "make it when it is built, or with persistent=False"
                 raise refusal(name, f"adds its buffer {each} in a call; {fix}")
             if not _alike(buffer, buffers[each]):
-                fix = "change it in place (mul_, add_, copy_)"
-                raise refusal(name, f"assigns a new tensor to its buffer {each}; {fix}")
+                raise refusal(name, f"assigns a new tensor to its buffer {each}; {_IN_PLACE}")
     if _are_probabilities(_copied(name, networks[0]).train(training), images_NCHW):
         fix = "return the logits that go into it, which the loss takes"
         raise refusal(name, f"gives numbers from 0 to 1 whatever its weights are (a softmax or a sigmoid?); {fix}")

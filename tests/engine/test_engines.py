@@ -1,12 +1,14 @@
 """Every engine against float64 and `loop`, for networks of different kinds; members alone and among others."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 from trained_networks import (
     BATCH,
@@ -30,6 +32,7 @@ from fastwi.config.schema import AugmentConfig, DataConfig, OptimizerConfig
 from fastwi.data.noise import Noise
 from fastwi.engine.captured import SHARE_OF_MEMORY
 from fastwi.engine.program import Program
+from fastwi.errors import ConfigError
 from fastwi.kernels import gpu
 from fastwi.kernels.cpu import library
 from fastwi.models.registry import build_model
@@ -244,8 +247,62 @@ def test_a_parameter_without_a_gradient_is_refused(engine):
         def forward(self, x_NCHW: Tensor) -> Tensor:
             return self.linear(torch.mean(self.conv(x_NCHW).detach(), dim=(2, 3)))
 
-    with pytest.raises(RuntimeError, match=r"parameter 'conv\.weight' has no gradient"):
+    with pytest.raises(ConfigError, match=r"parameter conv\.weight has no gradient"):
         make(engine, Cut()).train_epoch(Population.from_modules([Cut()]), draw_data(0), [Noise(0)], 0)
+
+
+@fx.wrap
+def number_of(y_NC: Tensor) -> float:
+    """A function of the user's, which torch.fx does not trace through."""
+    return float(y_NC.detach().std())
+
+
+@fx.wrap
+def ramp_of(channels: int) -> Tensor:
+    """A tensor that is made of no tensor: no member's."""
+    return torch.linspace(1, 2, channels)
+
+
+class Divided(nn.Module):
+    """Activations by `number` of their absolute values, which nothing else reads."""
+
+    def __init__(self, number: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.linear, self.number = nn.Conv2d(3, 4, 3), nn.Linear(4, CLASSES), number
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y_NC = self.conv(x_NCHW).mean((2, 3))
+        return self.linear(y_NC / self.number(y_NC.abs()))
+
+
+NUMBERS: dict[str, Callable[[Tensor], Any]] = {
+    "item": lambda y: y.amax().item(), "tolist": lambda y: y.detach().std().tolist(),
+    "numpy": lambda y: y.detach().std().numpy()[()], "of the user's": lambda y: number_of(y),
+    "a tensor of numbers": lambda y: ramp_of(y.shape[1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_that_a_network_makes_of_activations_are_each_members_own(seed, number):
+    torch.manual_seed(seed)
+    start, trained = Population.from_modules([Divided(NUMBERS[number]) for _ in range(4)]), []
+    for name in ("loop", "stacked"):
+        members, made = start.clone_rows(range(4)), make(name, Divided(NUMBERS[number]))
+        made.train_epoch(members, draw_data(seed), [Noise(seed + m) for m in range(4)], 0)
+        trained.append((members.weights_MP, made.evaluate(members, draw_data(seed)).loss_M))
+    (expected, expected_losses), (found, losses) = trained
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
+
+
+def test_a_number_that_only_a_pass_shows_to_be_a_members_own_is_refused(seed):
+    """math.sqrt is of a size, or of a tensor."""
+    torch.manual_seed(seed)
+    sizes, values = (Divided(of) for of in (lambda y: math.sqrt(y.shape[1]), lambda y: math.sqrt(y.detach().var())))
+    data, noises = draw_data(seed), [Noise(0), Noise(1)]
+    make("stacked", sizes).train_epoch(Population.from_modules([sizes, Divided(torch.amax)]), data, noises, 0)
+    with pytest.raises(ConfigError, match=r"engine\.name: stacked .* sqrt"):
+        make("stacked", values).train_epoch(Population.from_modules([values, Divided(torch.amax)]), data, noises, 0)
 
 
 @pytest.mark.parametrize("engine", BATCHED)

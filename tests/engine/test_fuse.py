@@ -2,6 +2,7 @@
 
 import copy
 import operator
+from types import MethodType
 
 import pytest
 import torch
@@ -244,6 +245,26 @@ def test_buffers_and_sizes_are_those_of_the_call(seed, around):
         torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
 
 
+class Optional(Small):
+    """What `forward` takes beside images, which no call gives."""
+
+    def forward(self, x: Tensor, factor: Tensor | None = None, *, plain: bool = False, **more: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        if factor is None:
+            y = y * self.shift
+        if plain or more.get("factor") is not None:
+            y = y + 1
+        return y.mean((2, 3))
+
+
+def test_what_a_call_does_not_give_has_its_default(seed):
+    torch.manual_seed(seed)
+    network, x = Optional().eval(), torch.randn(2, 3, 8, 8)
+    fused = fuse_batch_norm(network)
+    assert fused is not None
+    torch.testing.assert_close(fused.eval()(x), network(x), rtol=1e-4, atol=1e-5)
+
+
 def counting(net: Small, y: Tensor) -> Tensor:
     net.calls += 1
     return y * net.calls
@@ -383,6 +404,15 @@ def hooked(layer: str, kind: str = "forward") -> nn.Module:
     return net
 
 
+def patched(layer: str, method: str = "forward") -> nn.Module:
+    """As users change one network of a library, or one layer of it."""
+    net = Small()
+    module = net.get_submodule(layer)
+    whole = getattr(type(module), method)
+    setattr(module, method, MethodType(lambda *given: 2 * whole(*given), module))
+    return net
+
+
 def biasless() -> nn.Module:
     """As torch makes it of bias=False; older versions have no such argument."""
     norm = nn.BatchNorm2d(16)
@@ -438,6 +468,9 @@ LOST = {
     "hook before the network": hooked("", "forward_pre"),
     "backward hook": hooked("norm", "full_backward"),
     "hook before the backward pass": hooked("norm", "full_backward_pre"),
+    "own forward": patched(""),
+    "own forward of the norm": patched("norm"),
+    "own forward of a convolution": patched("conv", "_conv_forward"),
     "no norm": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
     "not affine": nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, affine=False)),
     "no bias": nn.Sequential(nn.Conv2d(3, 16, 3), biasless()),

@@ -1,6 +1,7 @@
 """Strided convolutions on a CPU: gradients as in float64, whatever runs them, and only where they are needed."""
 
 import copy
+from types import MethodType
 
 import pytest
 import torch
@@ -124,6 +125,12 @@ def test_pointwise_ones_of_few_channels_are_the_same_sums_in_any_precision(seed,
 def test_other_convolutions_stay_as_they_are(convolution, bf16):
     network = nn.Sequential(convolution, nn.ReLU())
     assert without_faults(network, bf16) is network
+
+
+def test_one_whose_computation_a_user_replaced_stays_as_it_is():
+    convolution = nn.Conv2d(3, 5, 1, 2)
+    convolution._conv_forward = MethodType(lambda _, x, weight, bias: x, convolution)
+    assert without_faults(convolution, bf16=True) is convolution
 
 
 @pytest.mark.parametrize("convolution", [nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 1, 2, padding=1)], ids=str)

@@ -13,6 +13,7 @@ from fastwi.models.registry import build_model
 
 NETS = """
 import random, sys, time, os
+from operator import attrgetter
 import numpy as np
 import torch
 from torch import nn
@@ -224,6 +225,19 @@ class DrawnBuffer(Net):
         x.sub_(0.5)
         return self.linear(nn.functional.dropout(x.mean((2, 3)), 0.5, self.training) @ self.drawn)
 
+def setting(name):
+    "Gives it other memory in each call, as x.data = ... does."
+    def noise(self, x):
+        tensor = attrgetter(name)(self)
+        tensor.data = tensor.data.clamp(-1, 1) + 0.1 * self.training
+        return tensor.sum()
+    return changed(noise=noise)
+SetsWeight, SetsBuffer = setting("linear.weight"), setting("seen")
+Hooked = changed(start=lambda self: self.linear.weight.register_hook(lambda gradient: 0 * gradient))
+HookedLater = changed(start=lambda self: self.linear.weight.register_post_accumulate_grad_hook(lambda weight: None))
+Skips = changed(
+    forward=lambda self, x: self.linear.bias.expand(len(x), -1) if torch.rand(()) < 2 else Net.forward(self, x))
+
 class InPlace(Net):
     def noise(self, x):
         if self.training:
@@ -292,6 +306,8 @@ REFUSED = {
     "MuchLater": "between calls", "Added": "buffer other", "Locked": "cannot be copied",
     "DrawnOrder": "draws, when it is built", "DrawnPlace": "draws, when it is built",
     "DrawnRarely": "draws, when it is built", "DrawnShape": "whether it has kept, or its shape",
+    "SetsWeight": "data of linear.weight", "SetsBuffer": "data of seen",
+    "Hooked": "linear.weight has a hook", "HookedLater": "linear.weight has a hook", "Skips": "in place of skipping",
     "WeightNorm": "linear.weight is computed from weights",
 }  # fmt: skip
 
