@@ -40,7 +40,7 @@ def write_memory(train: Any, test: Any, within: str | os.PathLike[str]) -> Path:
     sizes = ["{} x {}".format(*split.images_NHWC.shape[1:3]) for split in splits.values()]
     if sizes[0] != sizes[1]:
         raise UserError(f"test: images of {sizes[1]} pixels, those of train have {sizes[0]}; resize them to one size")
-    _check_same_classes(_class_names(train), _class_names(test))
+    _check_same_classes(train, test)
     classes = _classes(train, max(int(split.labels_N.max()) for split in splits.values()))
     sha256 = {name: content_sha256(splits[name].images_NHWC, splits[name].labels_N) for name in SPLITS}
     content = "\n".join([*sha256.values(), *classes]).encode()
@@ -149,10 +149,13 @@ def _class_names(given: Any) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
 
 
-def _check_same_classes(train: tuple[str, ...], test: tuple[str, ...]) -> None:
+def _check_same_classes(train: Any, test: Any) -> None:
     """Refuse two lists of names. An ImageFolder numbers the folders that it finds: a label would mean two classes."""
-    for label, (first, second) in enumerate(itertools.zip_longest(train, test)):
-        if train and test and first != second:
+    names, others = _class_names(train), _class_names(test)
+    if not names or not others:
+        return
+    for label, (first, second) in enumerate(itertools.zip_longest(names, others)):
+        if first != second:
             raise UserError(f"test: class {label} is {second!r}, in train {first!r}; give both the same classes")
 
 

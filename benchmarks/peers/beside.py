@@ -38,8 +38,9 @@ def read_control(epochs: Path) -> Curve:
 def table(curves: Mapping[str, Curve], every: int = 20) -> list[dict[str, Any]]:
     """Both at each `every` epochs, and the means of the last `LAST` that both have."""
     both = sorted(set.intersection(*map(set, curves.values())))
+    last = both[-LAST:]
     spans = {str(epoch): [epoch] for epoch in both if epoch % every == 0}
-    spans[f"mean of {both[-LAST:][0]} to {both[-1]}"] = both[-LAST:]
+    spans[f"mean of {last[0]} to {last[-1]}"] = last
     return [
         {"epoch": name}
         | {
